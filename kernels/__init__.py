@@ -1,0 +1,1 @@
+"""Triton kernels and their PyTorch references; imports nothing at package level."""

@@ -1,0 +1,1 @@
+"""Frozen models behind small adapters."""

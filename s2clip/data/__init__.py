@@ -1,0 +1,1 @@
+"""Class names, prompts, palettes and the embedded weights."""

@@ -1,0 +1,67 @@
+"""Packaging: `kernels/` is installed as `s2clip.kernels`, because the top-level name belongs to another package."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "s2clip" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "opencv-python-headless>=4.10",
+    "connected-components-3d>=3.18",
+    "scipy>=1.13",
+    "scikit-image>=0.24",
+]
+BENCH = ["pytest>=8", "pytest-benchmark>=5"]
+
+setup(
+    name="s2clip",
+    version=VERSION,
+    description="Open-vocabulary segmentation without training, on hand-written Triton kernels",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=["s2clip", "s2clip.kernels", "s2clip.backbones", "s2clip.evaluation", "s2clip.data"],
+    package_dir={"s2clip.kernels": "kernels"},
+    package_data={"s2clip": ["py.typed"], "s2clip.data": ["*", "*/*"]},
+    install_requires=[
+        "torch>=2.10",
+        "torchvision",
+        "numpy>=1.26",
+        "pillow>=12.3",
+        "open_clip_torch>=3.0",
+        "timm>=1.0.17",
+        "segment-anything==1.0",
+        "safetensors>=0.4",
+        "huggingface_hub>=0.34",
+        "click>=8.1",
+        "tqdm>=4.66",
+        "pyyaml>=6",
+    ],
+    extras_require={
+        "test": TEST,
+        "bench": BENCH,
+        "coco": ["pycocotools>=2.0.11"],
+        "diffusion": ["diffusers>=0.36", "transformers>=4.57"],
+        "dev": [*TEST, *BENCH, "ruff>=0.12", "build>=1.2"],
+    },
+    entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)
