@@ -1,0 +1,13 @@
+"""What s2clip raises beside `ValueError`: one line each, saying what is wrong and what helps."""
+
+
+class S2ClipError(Exception):
+    """Base of the errors that are about the user's files or machine, not about a program's arguments."""
+
+
+class ImageError(S2ClipError, ValueError):
+    """A picture that cannot be used: the message is `NAME: reason` in one line."""
+
+
+class WeightsError(S2ClipError, RuntimeError):
+    """Weights that are missing or not what their name says: model, where looked, how to get them."""
