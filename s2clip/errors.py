@@ -11,3 +11,7 @@ class ImageError(S2ClipError, ValueError):
 
 class WeightsError(S2ClipError, RuntimeError):
     """Weights that are missing or not what their name says: model, where looked, how to get them."""
+
+
+class OutputError(S2ClipError, OSError):
+    """A folder or file that cannot be written, or a format whose extra is not installed."""

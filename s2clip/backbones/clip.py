@@ -1,0 +1,232 @@
+"""CLIP's vision tower opened up: tokens of every block, q, k, v and the parts of the last block, on any grid.
+
+A wrapper around `open_clip.model.CLIP` that reads its modules and changes none of them, so the same code runs the
+released models and the embedded tiny one. Notation: B images, N = rows·columns patches, T = 1+N tokens with the class
+token first, D width, L blocks, C embedding size.
+
+    X_0 = LN_pre(embedding + positions)        X_l = X' + FFN(LN2 X'),  X' = X_{l−1} + MHA(LN1 X_{l−1})
+    features = LN_post(X_L)·P
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from s2clip import weights as weight_files
+from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
+from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
+from s2clip.errors import WeightsError
+
+# Our name -> open_clip's architecture. OpenAI trained with QuickGELU, and open_clip's plain "ViT-B-16" builds GELU.
+ARCHITECTURES = {
+    "ViT-B-16": "ViT-B-16-quickgelu",
+    "ViT-L-14": "ViT-L-14-quickgelu",
+    "ViT-H-14": "ViT-H-14",
+}
+CLIP_NAMES = ("tiny", *ARCHITECTURES)
+
+PROMPTS_PER_BATCH = 256  # 256 prompts of 77 tokens in ViT-L/14's text tower: about 0.5 GB in fp32
+
+
+class CLIPBackbone(nn.Module):
+    """A frozen CLIP whose vision tower can be run block by block on images of any size.
+
+    name: as in `CLIP_NAMES`.  patch_size p, layers L, width D, heads, embed_dim C: ints.
+    native_size: side in pixels of the training images.  logit_scale: exp of the learned temperature.
+    weights_sha256: of the file that was loaded, "random" for random weights.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        name: str,
+        pos_embed_interp: PosEmbedInterp = "meta",
+        fingerprint: weight_files.Fingerprint | None = None,
+    ) -> None:
+        super().__init__()
+        check_pos_embed_interp(pos_embed_interp)
+        visual = model.visual
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.pos_embed_interp = pos_embed_interp
+        self.patch_size: int = visual.patch_size[0]
+        self.native_size: int = visual.image_size[0]
+        self.native_grid: tuple[int, int] = tuple(visual.grid_size)
+        self.blocks: nn.ModuleList = visual.transformer.resblocks
+        self.layers = len(self.blocks)
+        self.width: int = visual.conv1.out_channels
+        self.heads: int = self.blocks[0].attn.num_heads
+        self.embed_dim: int = visual.output_dim
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
+        std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self._fingerprint = fingerprint or weight_files.Fingerprint(model)
+        self.eval().requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.visual.conv1.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.visual.conv1.weight.device
+
+    @property
+    def weights_sha256(self) -> str:
+        return self._fingerprint.sha256
+
+    def hidden_states(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """images [B,3,H,W] in [0,1] -> ([X_0, …, X_{L−1}], each [B,1+N,D], class token first), (rows, columns).
+
+        X_{L−1} is the last block's input: methods differ in the last block, so it is left to them.
+        H and W must be multiples of the patch size (ValueError).
+        """
+        check_images(images)
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"images: expected height and width to be multiples of {self.patch_size} for {self.name}, "
+                f"received {height}×{width}"
+            )
+        x, grid = self._embed(images)
+        states = [x]
+        for index in range(self.layers - 1):
+            x = self.block(x, index)
+            states.append(x)
+        return states, grid
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        visual = self.model.visual
+        patches = visual.conv1(normalise(images, self.mean, self.std).to(self.dtype))
+        grid = (patches.shape[2], patches.shape[3])
+        table = visual.positional_embedding
+        positions = resample_positions(table[1:], self.native_grid, grid, self.pos_embed_interp)
+        patches = patches.flatten(2).transpose(1, 2) + positions  # the table is fp32, and so is the sum
+        class_token = (visual.class_embedding + table[0]).to(patches.dtype).expand(len(images), 1, -1)
+        return visual.ln_pre(torch.cat([class_token, patches], dim=1).to(self.dtype)), grid
+
+    def block(self, x: Tensor, index: int) -> Tensor:
+        """Block `index` (from 0) as trained: X' = x + MHA(LN1 x); X' + FFN(LN2 X'). x [B,T,D] -> [B,T,D]."""
+        query, key, value = self.project_qkv(x, index)
+        x = x + self.project_attention(F.scaled_dot_product_attention(query, key, value), index)
+        return x + self.feed_forward(x, index)
+
+    def project_qkv(self, x: Tensor, index: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of LN1(x) in block `index`: x [B,T,D] -> three times [B,heads,T,D/heads], not scaled."""
+        block = self.blocks[index]
+        batch, tokens, _ = x.shape
+        qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        return qkv.reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project_attention(self, heads_out: Tensor, index: int = -1) -> Tensor:
+        """W_o·heads + b_o in block `index`: heads_out [B,heads,T,D/heads] -> [B,T,D], without the residual."""
+        block = self.blocks[index]
+        batch, _, tokens, _ = heads_out.shape
+        joined = heads_out.transpose(1, 2).reshape(batch, tokens, -1).to(self.dtype)
+        return block.ls_1(block.attn.out_proj(joined))
+
+    def feed_forward(self, x: Tensor, index: int = -1) -> Tensor:
+        """FFN(LN2 x) in block `index`: x [B,T,D] -> [B,T,D], without the residual."""
+        block = self.blocks[index]
+        return block.ls_2(block.mlp(block.ln_2(x)))
+
+    def head(self, x: Tensor) -> Tensor:
+        """LN_post(x)·P: x [...,D] -> [...,C], not normalised."""
+        visual = self.model.visual
+        return visual.ln_post(x.to(self.dtype)) @ visual.proj
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Text features, not normalised: n strings -> [n,C]. The tokenizer cuts after 77 tokens."""
+        features = [
+            self.model.encode_text(self.tokenizer(texts[start : start + PROMPTS_PER_BATCH]).to(self.device))
+            for start in range(0, len(texts), PROMPTS_PER_BATCH)
+        ]
+        return torch.cat(features) if features else torch.empty(0, self.embed_dim, dtype=self.dtype, device=self.device)
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        """Words the tokenizer cannot express, first occurrence first; CLIP's byte-pair code knows them all."""
+        unknown_words = getattr(self.tokenizer, "unknown_words", None)
+        return [] if unknown_words is None else list(unknown_words(texts))
+
+
+def check_activation(model: CLIP, *, quick: bool, name: str) -> None:
+    """Raise WeightsError unless every block of both towers has the activation its weights were trained with.
+
+    QuickGELU and GELU have no parameters, so the wrong one loads without complaint and costs accuracy in every layer.
+    """
+    expected = QuickGELU if quick else nn.GELU
+    for tower in (model.visual.transformer, model.transformer):
+        for block in tower.resblocks:
+            if type(block.mlp.gelu) is not expected:
+                raise WeightsError(
+                    f"{name}: its weights were trained with {expected.__name__}, "
+                    f"the model was built with {type(block.mlp.gelu).__name__}"
+                )
+
+
+def build_clip(name: str) -> CLIP:
+    """The architecture of a released model with initial weights drawn from the global random state."""
+    config = open_clip.get_model_config(ARCHITECTURES[name])
+    model = CLIP(**config)
+    check_activation(model, quick=name in ("ViT-B-16", "ViT-L-14"), name=name)
+    return model
+
+
+def load_clip(
+    name: str = "tiny",
+    *,
+    weights: str | Path = "pretrained",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    pos_embed_interp: PosEmbedInterp = "meta",
+) -> CLIPBackbone:
+    """A frozen CLIP by name, one of `CLIP_NAMES`.
+
+    weights: "pretrained"; "random" (the same ones in every call; output without meaning); or a checkpoint file.
+    device, dtype: default CUDA with fp16, or the CPU with fp32.  cache_dir, local_files_only: see `s2clip.weights`.
+    Raises ValueError for unknown names, WeightsError for missing or wrong weights.
+    """
+    check_pos_embed_interp(pos_embed_interp)
+    if name not in CLIP_NAMES:
+        raise ValueError(f"model: expected one of {', '.join(CLIP_NAMES)}, received {name!r}")
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    if name == "tiny":
+        from s2clip.backbones import tiny
+
+        (model, tokenizer), fingerprint = weight_files.load_tiny(name, "clip", weights, tiny.load_clip_model)
+    else:
+        model, fingerprint = weight_files.load(
+            name,
+            lambda: build_clip(name),
+            weights,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            adapt=_adapt_openai,
+        )
+        tokenizer = open_clip.get_tokenizer(ARCHITECTURES[name])
+    model = freeze(model, device, dtype)
+    backbone = CLIPBackbone(model, tokenizer, name=name, pos_embed_interp=pos_embed_interp, fingerprint=fingerprint)
+    return backbone.to(device)
+
+
+def _adapt_openai(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's archives hold three sizes beside the weights, which open_clip knows from its configuration."""
+    sizes = {"input_resolution", "context_length", "vocab_size"}
+    return {key: tensor for key, tensor in tensors.items() if key not in sizes}

@@ -1,0 +1,47 @@
+"""Position embeddings at grid shapes a ViT was not trained on.
+
+Two published ways to resample a learned table of n₀×m₀ rows to n×m, both bicubic with a = −0.75, per channel:
+
+meta  source row of output i is (i + ½)·n₀/(n + 0.1) − ½, no antialias. The 0.1 once guarded against a grid one row
+      short; it stayed in DINO (facebookresearch/dino), DINOv2 without registers, and the CLIP code of SCLIP, ClearCLIP,
+      NACLIP and ProxyCLIP, so published numbers contain it. Patch features move by 0.3 to 3 % against "timm".
+timm  source row of output i is (i + ½)·n₀/n − ½, antialiased when the grid shrinks. So does DINOv2 with registers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PosEmbedInterp = Literal["meta", "timm"]
+
+
+def check_pos_embed_interp(value: str) -> None:
+    """Raise ValueError unless `value` names one of the two ways."""
+    if value not in get_args(PosEmbedInterp):
+        raise ValueError(f"pos_embed_interp: expected one of {', '.join(get_args(PosEmbedInterp))}, received {value!r}")
+
+
+def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], interp: PosEmbedInterp) -> Tensor:
+    """Patch rows of a position table at another grid: table [n₀·m₀,D], native (n₀,m₀), grid (n,m) -> [n·m,D], fp32.
+
+    The grid's shape decides, never the number of tokens: 7×28 has as many tokens as 14×14 and other positions.
+    The table is only read.
+    """
+    check_pos_embed_interp(interp)
+    rows, columns = grid
+    if len(table) != native[0] * native[1]:
+        raise ValueError(f"table: expected {native[0]}·{native[1]} rows, received {len(table)}")
+    table = table.detach().to(torch.float32)
+    if grid == native:
+        return table
+    maps = table.reshape(1, *native, -1).permute(0, 3, 1, 2)
+    if interp == "meta":
+        scale = ((rows + 0.1) / native[0], (columns + 0.1) / native[1])
+        maps = F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return maps.permute(0, 2, 3, 1).reshape(rows * columns, -1)

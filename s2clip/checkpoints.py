@@ -1,0 +1,214 @@
+"""Where released weights are published, where they lie on this machine, and how one gets to the other.
+
+Looked for, first found wins, in `cache_dir` where given, else in the folders that other tools fill:
+    <name>.safetensors or the publisher's file name in the folder itself; the Hugging Face Hub's cache layout.
+No socket is opened with `local_files_only=True` or with HF_HUB_OFFLINE=1 in the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from tqdm import tqdm
+
+from s2clip.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0  # a firewall that drops packets must not look like a hang
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one model's weights are published.
+
+    hub: (repository, file) on the Hugging Face Hub, best first.  url: a direct link, its last part is the file name.
+    sha256: of the file behind `url`, whole or its first digits, where the link states it; else "".
+    """
+
+    hub: tuple[tuple[str, str], ...] = ()
+    url: str = ""
+    sha256: str = ""
+
+
+def _openai(sha256: str, filename: str, repository: str) -> Checkpoint:
+    return Checkpoint(
+        hub=((repository, "open_clip_model.safetensors"), (repository, "open_clip_pytorch_model.bin")),
+        url=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{filename}",
+        sha256=sha256,
+    )
+
+
+def _meta(path: str, timm_name: str = "", sha256: str = "") -> Checkpoint:
+    hub = ((f"timm/{timm_name}", "model.safetensors"),) if timm_name else ()
+    return Checkpoint(hub=hub, url=f"https://dl.fbaipublicfiles.com/{path}", sha256=sha256)
+
+
+LAION_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+CHECKPOINTS: dict[str, Checkpoint] = {
+    "ViT-B-16": _openai(
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        "ViT-B-16.pt",
+        "timm/vit_base_patch16_clip_224.openai",
+    ),
+    "ViT-L-14": _openai(
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        "ViT-L-14.pt",
+        "timm/vit_large_patch14_clip_224.openai",
+    ),
+    "ViT-H-14": Checkpoint(
+        hub=((LAION_H14, "open_clip_model.safetensors"), (LAION_H14, "open_clip_pytorch_model.bin"))
+    ),
+    "dino-s16": _meta("dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth", "vit_small_patch16_224.dino"),
+    "dino-s8": _meta("dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth", "vit_small_patch8_224.dino"),
+    "dino-b16": _meta("dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", "vit_base_patch16_224.dino"),
+    "dino-b8": _meta("dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", "vit_base_patch8_224.dino"),
+    "dinov2-s14": _meta("dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth", "vit_small_patch14_dinov2.lvd142m"),
+    "dinov2-b14": _meta("dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth", "vit_base_patch14_dinov2.lvd142m"),
+    "dinov2-s14-reg4": _meta(
+        "dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth", "vit_small_patch14_reg4_dinov2.lvd142m"
+    ),
+    "dinov2-b14-reg4": _meta(
+        "dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth", "vit_base_patch14_reg4_dinov2.lvd142m"
+    ),
+    "sam-vit-b": _meta("segment_anything/sam_vit_b_01ec64.pth", sha256="01ec64"),
+    "sam-vit-l": _meta("segment_anything/sam_vit_l_0b3195.pth", sha256="0b3195"),
+    "sam-vit-h": _meta("segment_anything/sam_vit_h_4b8939.pth", sha256="4b8939"),
+}
+
+
+def find(name: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
+    """The file with the weights of `name`, downloaded if that is needed and allowed. Raises WeightsError."""
+    path = find_local(name, cache_dir)
+    if path is not None:
+        return path
+    if local_files_only:
+        return _raise_missing(name, cache_dir, ["not tried: local_files_only is set"])
+    if is_offline():
+        return _raise_missing(name, cache_dir, ["not tried: HF_HUB_OFFLINE is set"])
+    path, failures = _download(name, cache_dir)
+    return path or _raise_missing(name, cache_dir, failures)
+
+
+def find_local(name: str, cache_dir: str | Path | None = None) -> Path | None:
+    """The file with the weights of `name` on this machine, or `None`; opens no socket."""
+    for folder in _folders(cache_dir):
+        for filename in _filenames(name):
+            if (folder / filename).is_file():
+                return folder / filename
+    for repository, filename in CHECKPOINTS[name].hub:
+        path = huggingface_hub.try_to_load_from_cache(repository, filename, cache_dir=cache_dir)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network, now or when huggingface_hub was imported."""
+    now = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return now or huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def _folders(cache_dir: str | Path | None) -> list[Path]:
+    """Folders that hold weight files side by side; by default those of torch.hub (DINO, SAM) and of OpenAI's clip."""
+    if cache_dir is not None:
+        return [Path(cache_dir)]
+    return [Path(torch.hub.get_dir()) / "checkpoints", Path("~/.cache/clip").expanduser()]
+
+
+def _filenames(name: str) -> list[str]:
+    url = CHECKPOINTS[name].url
+    return [f"{name}.safetensors", *([url.rsplit("/", 1)[1]] if url else [])]
+
+
+def _download(name: str, cache_dir: str | Path | None) -> tuple[Path | None, list[str]]:
+    """(file, []) from the first source that has it, else (None, why each failed)."""
+    checkpoint = CHECKPOINTS[name]
+    failures = []
+    for repository, filename in checkpoint.hub:
+        url = huggingface_hub.hf_hub_url(repository, filename)
+        try:
+            # hf_hub_download alone retries for 23 s where there is no network: ask once before.
+            huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS)
+            path = huggingface_hub.hf_hub_download(
+                repository, filename, cache_dir=cache_dir, etag_timeout=CONNECT_SECONDS
+            )
+            return Path(path), []
+        except EntryNotFoundError as error:
+            failures.append(f"{url}: {_first_line(error)}")
+        except Exception as error:  # its HTTP client's errors share no public base class
+            failures.append(f"{url}: {_first_line(error)}")
+            break
+    if checkpoint.url:
+        try:
+            return _download_url(checkpoint, _folders(cache_dir)[0]), []
+        except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
+            failures.append(f"{checkpoint.url}: {_first_line(error)}")
+    return None, failures
+
+
+def _download_url(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Fetch `checkpoint.url` into `folder`: under a temporary name until whole and of the published sha256."""
+    path = folder / checkpoint.url.rsplit("/", 1)[1]
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    digest = hashlib.sha256()
+    logger.info("downloading %s to %s", checkpoint.url, path)
+    with urllib.request.urlopen(checkpoint.url, timeout=CONNECT_SECONDS) as response:
+        expected = int(response.headers.get("Content-Length", 0)) or None
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            received = 0
+            bar = tqdm(total=expected, unit="B", unit_scale=True, desc=path.name, disable=None)
+            with open(partial, "wb") as file, bar:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    received += len(chunk)
+                    bar.update(len(chunk))
+            if expected is not None and received != expected:
+                raise ValueError(f"connection closed after {received} of {expected} bytes")
+            if not digest.hexdigest().startswith(checkpoint.sha256):
+                raise ValueError(f"sha256 is {digest.hexdigest()}, published is {checkpoint.sha256}")
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _raise_missing(name: str, cache_dir: str | Path | None, failures: list[str]) -> Path:
+    checkpoint = CHECKPOINTS[name]
+    folders = _folders(cache_dir)
+    looked = [str(folder / filename) for folder in folders for filename in _filenames(name)]
+    cache = cache_dir if cache_dir is not None else huggingface_hub.constants.HF_HUB_CACHE
+    looked += [f"Hugging Face cache {cache}: {repository} {filename}" for repository, filename in checkpoint.hub]
+    commands = []
+    if checkpoint.hub:
+        repository, filename = checkpoint.hub[0]
+        option = f" --cache-dir {cache_dir}" if cache_dir is not None else ""
+        commands.append(f"hf download {repository} {filename}{option}")
+        commands.append(f"or put a copy of that file at {folders[0] / _filenames(name)[0]}")
+    if checkpoint.url:
+        prefix = "or " if commands else ""
+        target = folders[0] / _filenames(name)[-1]
+        commands.append(f"{prefix}curl --create-dirs -Lo {target} {checkpoint.url}")
+    sections = [("looked in", looked), ("download", failures), ("get it", commands)]
+    lines = [f"{name}: its weights are not on this machine"]
+    lines += [f"  {title + ':':<11}{entry}" for title, entries in sections for entry in entries]
+    lines.append("  or use the embedded models, which need no download: --model tiny")
+    raise WeightsError("\n".join(lines))
