@@ -1,8 +1,7 @@
 """Every op in plain torch: the specification of the kernels and the path that CPU tensors take.
 
-`s2clip.ops` has checked and normalised all arguments before they get here: defaults are filled in, weights are tuples
-of floats, class_index and image_index are int64 tensors on the device of the data, batch axes are present. Each kernel
-file has launchers that take exactly the arguments of the reference, under the same names and in the same order:
+`s2clip.ops` has checked and normalised all arguments before they get here: defaults are filled in, class_index and
+image_index are int64 tensors on the device of the data, batch axes are present. Each kernel file has launchers that take exactly the arguments of the reference, under the same names and in the same order:
 
     recombined_attention   s2clip.kernels.recombined_attention.launch
     affinity_attention     s2clip.kernels.affinity_attention.launch
@@ -63,14 +62,15 @@ def recombined_attention(
 def affinity_attention(
     features: Sequence[Tensor],
     value: Tensor,
-    weights: Sequence[float],
+    weights: Tensor,
     beta: float,
     gamma: float,
     mean: Tensor | None,
 ) -> Tensor:
     """softmax over {γ(S − β·mean S) ≥ 0} ∪ diagonal, times value resized to the grid of the features.
 
-    features: maps [B,H,W,C_s] of one dtype, S = Σ_s w_s f̂^s f̂^sᵀ; value [B,h,w,D]; mean [B] or None; result [B,H,W,D].
+    features: S maps [B,H,W,C_s] of one dtype; weights [B,S], not negative, each row of sum 1; S = Σ_s w_s f̂^s f̂^sᵀ;
+    value [B,h,w,D] bilinear to H×W; mean [B] or None; result [B,H,W,D] in the dtype of value.
     A vector of zeros stays zero. A NaN anywhere in the features of an image makes its whole result NaN.
     """
     batch, height, width = features[0].shape[:3]
@@ -80,7 +80,9 @@ def affinity_attention(
         return output
     for image in range(batch):
         unit = [F.normalize(maps[image].to(dtype).flatten(0, 1), dim=-1) for maps in features]
-        similarity = sum(weight * (vectors @ vectors.mT) for weight, vectors in zip(weights, unit, strict=True))
+        similarity = sum(
+            weight * (vectors @ vectors.mT) for weight, vectors in zip(weights[image].to(dtype), unit, strict=True)
+        )
         centre = similarity.mean() if mean is None else mean[image].to(dtype)
         raised = gamma * (similarity - beta * centre)
         removed = raised < 0
@@ -97,17 +99,19 @@ def affinity_attention(
 def label_components(class_map: Tensor, connectivity: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """Components of equal class, numbered per image in raster order of first pixels: labels [B,H,W], count [B], int32.
 
-    Horizontal runs of one class are the nodes; two runs of neighbouring rows that touch are an edge. In each round every
-    root takes the smallest root it shares an edge with as parent, then pointers are doubled until all point to roots:
-    rounds grow with the logarithm of the number of runs, not with the length of a spiral. The root of a component is
-    its first run in raster order, so counting the roots numbers the components.
+    Horizontal runs of one class are the nodes; two runs of neighbouring rows that touch are an edge. In each round
+    every root takes the smallest root it shares an edge with as parent, then pointers are doubled until all point to
+    roots: rounds grow with the logarithm of the number of runs, not with the length of a spiral. The root of a
+    component is its first run in raster order, so counting the roots numbers the components.
 
     An image with a negative class other than ignore_index gets count −1 and labels 0; `ops` raises where it can look.
     """
     batch = class_map.shape[0]
     device = class_map.device
     if class_map.numel() == 0:
-        return torch.zeros_like(class_map, dtype=torch.int32), torch.zeros(batch, dtype=torch.int32, device=device)
+        return torch.zeros(class_map.shape, dtype=torch.int32, device=device), torch.zeros(
+            batch, dtype=torch.int32, device=device
+        )
 
     starts = torch.ones_like(class_map, dtype=torch.bool)
     starts[..., 1:] = class_map[..., 1:] != class_map[..., :-1]
@@ -291,17 +295,17 @@ def merge_masks(
     input_size: tuple[int, int],
     padded_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Label map after SAM: (labels [B,H,W] in the given dtype, score [B,H,W] in at least fp32).
+    """Label map after SAM: (labels [B,H,W] int32, score [B,H,W] in at least fp32).
 
     mask_logits [R,m,m] → padded_size² → cut to input_size → (H,W), all bilinear: x_r. X_c = max x_r over the regions of
     class c in the image; Q_c = 1[X_c > 0]·σ(X_c)·scores_c, with scores [B,K,h,w] resized to (H,W). The label is the
-    first argmax_c Q_c and the score its Q_c; where all Q_c are 0 the label stays and the score is 0. Where an X_c is NaN
-    or a Q_c is not finite, the label is −1 and the score NaN. Regions whose class or image does not exist are skipped.
+    first argmax_c Q_c and the score its Q_c; where all Q_c are 0 the label stays and the score is 0. Where an X_c is
+    NaN or a Q_c not finite, the label is −1 and the score NaN. Regions whose class or image does not exist are skipped.
     """
     dtype = torch.promote_types(_at_least_float32(mask_logits.dtype), scores.dtype)
     batch, classes = scores.shape[:2]
     size = tuple(labels.shape[1:])
-    merged = labels.clone()
+    merged = torch.empty(labels.shape, dtype=torch.int32, device=labels.device).copy_(labels)
     best = torch.zeros(labels.shape, dtype=dtype, device=labels.device)
     if labels.numel() == 0:
         return merged, best
@@ -322,7 +326,7 @@ def merge_masks(
         quality = quality.masked_fill(evidence.isnan() | ~quality.isfinite(), float("nan"))
         better = (quality > best[image]) | quality.isnan()
         better &= ~best[image].isnan()
-        merged[image] = torch.where(better, index, merged[image]).to(labels.dtype)
+        merged[image] = merged[image].masked_fill(better, index)
         best[image] = torch.where(better, quality, best[image])
     return merged.masked_fill_(best.isnan(), -1), best
 
