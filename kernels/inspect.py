@@ -1,0 +1,247 @@
+"""The compile gate: every kernel, in every shipped configuration, compiled ahead of time for every architecture.
+
+    python -m s2clip.kernels.inspect [--op NAME]... [--arch N]... [--json] [--jobs N]
+
+No GPU is needed: Triton compiles for a named target, and the figures come from what it wrote. One row per kernel,
+configuration and architecture:
+
+    registers   per thread, at most 255                 shared      bytes a block asks for
+    spills      bytes of stack per thread               occupancy   resident warps over the most an SM can hold
+
+Triton has no local arrays, so a stack frame is spilled registers and nothing else. The exit status is 1 when a row
+spills or asks for more shared memory than its architecture grants (101,376 bytes; 232,448 on sm_90), or when a
+configuration does not compile.
+
+A kernel module takes part by offering `compile_cases(arch) -> Iterable[Case]`; every module of the package is asked,
+but for the three that hold no kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import math
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import s2clip.kernels
+
+WITHOUT_KERNELS = frozenset({"reference", "tiles", "inspect"})
+
+
+class Architecture(NamedTuple):
+    """What one SM offers (CUDA C++ programming guide, technical specifications per compute capability)."""
+
+    shared_per_block: int
+    shared_per_sm: int
+    warps_per_sm: int
+    blocks_per_sm: int
+
+
+# sm_80 would grant 166,912 bytes to a block; one limit for all but sm_90 keeps a single table of tiles.
+ARCHITECTURES = {
+    80: Architecture(101_376, 164 << 10, 64, 32),
+    86: Architecture(101_376, 100 << 10, 48, 16),
+    89: Architecture(101_376, 100 << 10, 48, 24),
+    90: Architecture(232_448, 228 << 10, 64, 32),
+    120: Architecture(101_376, 100 << 10, 48, 24),
+}
+
+
+class Case(NamedTuple):
+    """One shipped configuration of one kernel, as `launch` would compile it.
+
+    signature: types of the run-time arguments by name ("*fp16", "i32", "i64", "fp32"), constants: values of the
+    constexpr ones; together they name every argument of the kernel. `aligned` names run-time arguments known to be
+    divisible by 16: pointers always are in `launch`'s usual case, and Triton specialises on it.
+    """
+
+    kernel: Any
+    name: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+    aligned: tuple[str, ...] = ()
+    enable_fp_fusion: bool = True
+
+
+class Row(NamedTuple):
+    """What one case became on one architecture; `problem` is empty when every limit holds."""
+
+    op: str
+    kernel: str
+    config: str
+    arch: int
+    registers: int
+    shared: int
+    spills: int
+    occupancy: float
+    problem: str
+
+
+def operators() -> list[str]:
+    """Names of the kernel modules of the package."""
+    names = {module.name for module in pkgutil.iter_modules(s2clip.kernels.__path__)}
+    return sorted(names - WITHOUT_KERNELS)
+
+
+@functools.cache
+def cases(operator: str, arch: int) -> tuple[Case, ...]:
+    """Every configuration that `operator` ships for `arch`."""
+    module = importlib.import_module(f"s2clip.kernels.{operator}")
+    listed = tuple(module.compile_cases(arch))
+    names = [(case.kernel.__name__, case.name) for case in listed]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{operator}.compile_cases({arch}): names must be unique, received {names}")
+    return listed
+
+
+def compile_case(case: Case, arch: int) -> Any:
+    """The compiled kernel (`.asm`, `.metadata`); needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arguments = case.kernel.arg_names
+    given = set(case.signature) | set(case.constants)
+    if given != set(arguments):
+        raise ValueError(f"{case.name}: expected the arguments {arguments}, differs in {given ^ set(arguments)}")
+    source = ASTSource(
+        case.kernel,
+        {name: case.signature.get(name, "constexpr") for name in arguments},
+        dict(case.constants),
+        {(arguments.index(name),): [["tt.divisibility", 16]] for name in case.aligned},
+    )
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "enable_fp_fusion": case.enable_fp_fusion,
+    }
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def occupancy(arch: int, registers: int, shared: int, num_warps: int) -> float:
+    """Resident warps over the most that one SM of `arch` holds.
+
+    Registers are granted per warp in steps of 256 out of 16,384 in each quarter of the SM; each block pays 1 KiB of
+    shared memory to the system.
+    """
+    limits = ARCHITECTURES[arch]
+    per_warp = max(256, math.ceil(registers * 32 / 256) * 256)
+    blocks = min(
+        4 * (16_384 // per_warp) // num_warps,
+        limits.shared_per_sm // (shared + 1024),
+        limits.warps_per_sm // num_warps,
+        limits.blocks_per_sm,
+    )
+    return blocks * num_warps / limits.warps_per_sm
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers, stack bytes) per thread of the one kernel in a cubin, by the cuobjdump that Triton ships."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reported no resource usage: {usage!r}")
+    return int(found[1]), int(found[2])
+
+
+def measure(operator: str, arch: int, index: int) -> Row:
+    """Compiles one case and reads its figures."""
+    case = cases(operator, arch)[index]
+    head = (operator, case.kernel.__name__, case.name, arch)
+    try:
+        compiled = compile_case(case, arch)
+    except Exception as error:
+        return Row(*head, 0, 0, 0, 0.0, f"does not compile: {type(error).__name__}: {error}")
+    registers, spills = resource_usage(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    resident = occupancy(arch, registers, shared, case.num_warps)
+    return Row(*head, registers, shared, spills, resident, problem(arch, shared, spills))
+
+
+def problem(arch: int, shared: int, spills: int) -> str:
+    """The limits that these figures break, in words; empty when none."""
+    limit = ARCHITECTURES[arch].shared_per_block
+    broken = []
+    if shared > limit:
+        broken.append(f"{shared} bytes of shared memory, at most {limit}")
+    if spills:
+        broken.append(f"{spills} bytes spilled, none allowed")
+    return "; ".join(broken)
+
+
+def inspect(
+    names: Iterable[str] | None = None,
+    archs: Iterable[int] | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """The table of the given operators (default: all) on the given architectures (default: all)."""
+    names = operators() if names is None else list(names)
+    archs = list(ARCHITECTURES) if archs is None else list(archs)
+    work = [(name, arch, index) for name in names for arch in archs for index in range(len(cases(name, arch)))]
+    rows: list[Row] = []
+    # A fresh interpreter per worker: LLVM holds threads, which a fork would not carry over.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for row in pool.map(measure, *zip(*work, strict=True), chunksize=1) if work else ():
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), len(work))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned text."""
+    width = max([len(f"{row.kernel} {row.config}") for row in rows], default=0)
+    lines = [f"{'kernel, configuration':<{width}}  arch  regs   shared  spills  occupancy"]
+    for row in rows:
+        name = f"{row.kernel} {row.config}"
+        figures = f"{row.registers:>4}  {row.shared:>7}  {row.spills:>6}  {row.occupancy:>8.0%}"
+        lines.append(f"{name:<{width}}  {row.arch:>4}  {figures}  {row.problem}".rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m s2clip.kernels.inspect", description=__doc__.splitlines()[0])
+    parser.add_argument("--op", action="append", choices=operators(), help="only this operator (may be repeated)")
+    parser.add_argument("--arch", action="append", type=int, choices=list(ARCHITECTURES), help="only this architecture")
+    parser.add_argument("--json", action="store_true", help="rows as JSON, one list")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    chosen = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
+
+    def progress(done: int, total: int) -> None:
+        sys.stderr.write(f"\r{done}/{total} compiled" + ("\n" if done == total else ""))
+
+    rows = inspect(chosen.op, chosen.arch, chosen.jobs, progress if sys.stderr.isatty() else None)
+    failed = sum(bool(row.problem) for row in rows)
+    if chosen.json:
+        text = json.dumps([row._asdict() for row in rows], indent=1)
+    else:
+        text = f"{table(rows)}\n\n{len(rows)} configurations, {failed} over a limit"
+    sys.stdout.write(text + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
