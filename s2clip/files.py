@@ -1,0 +1,56 @@
+"""Files are written whole or not at all: a temporary name in the same folder, fsync, rename."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from s2clip.errors import OutputError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary handle whose bytes appear under `path` when the block ends well, and nowhere when it does not.
+
+    The temporary name is short and of its own, so long names and several writers in one folder are fine.
+    """
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON (no NaN), UTF-8, indented."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with whole_file(path) as handle:
+        handle.write(text.encode() + b"\n")
+
+
+def writable_folder(folder: str | os.PathLike) -> Path:
+    """Make the folder if needed and prove that a file can be written there, before any work is spent on its content.
+
+    Raises:
+        OutputError: one line with the folder and the reason.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(8)}.tmp"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file stands where a folder is needed"
+        raise OutputError(f"{folder}: cannot write there: {reason}") from None
+    return folder

@@ -1,0 +1,239 @@
+"""What a segmented picture is, and how it is written: label PNG, overlay, COCO, npz, and the two JSON files beside.
+
+Files of a picture named STEM:
+
+    STEM.png           label map at the picture's size: mode P, VOC palette, value = class id, 255 = ignored;
+                       above 255 classes 16-bit grey, 65535 = ignored
+    STEM.overlay.png   for eyes: the picture tinted by class, with a legend
+    STEM.coco.json     COCO: one run-length encoded mask per class present (category_id = class id)
+    STEM.npz           labels, confidence (float16), classes; loads with allow_pickle=False
+    classes.json       names and colours of the ids;   run.json   settings, versions, weight hashes, timings
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from importlib.util import find_spec
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from s2clip.errors import OutputError
+from s2clip.files import whole_file, writable_folder, write_json
+from s2clip.visualize import overlay, voc_palette
+
+if TYPE_CHECKING:
+    from s2clip.ops import Components
+
+FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz"}
+IGNORE = 255
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "open_clip_torch", "timm", "segment-anything")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One segmented picture.
+
+    Attributes:
+        segmentation: int64 [H,W], class ids 0..K-1, at the size of the picture after EXIF orientation.
+        confidence: float [H,W] in [0,1], score of the class given.
+        classes: the K names as they were set, synonyms included ("house; hut").
+        background: id that pixels under the threshold were given, or None.
+        image: uint8 [3,H,W], RGB; needed by the overlay only.
+        source: path of the picture if it came from a file.
+        timings: milliseconds by stage.   settings: what was resolved for this run, as JSON values.
+    """
+
+    segmentation: Tensor
+    confidence: Tensor
+    classes: tuple[str, ...]
+    background: int | None = None
+    image: Tensor | None = None
+    source: str | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def regions(self) -> "Components":
+        """Connected regions (8 neighbours) of equal class, in raster order; score is the mean confidence."""
+        from s2clip import ops
+
+        labels, count = ops.label_components(self.segmentation)
+        # A pixel's confidence is the score of its own class: one score plane serves every class.
+        own_score = self.confidence.float()[None, None]
+        found = ops.measure_components(labels[None], torch.zeros_like(labels)[None], own_score, count=count.reshape(1))
+        x, y = found.point.long().unbind(1)
+        return found._replace(class_index=self.segmentation[y, x].to(found.class_index.dtype))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels by class, in the order of `classes`; ignored pixels belong to no class."""
+        labels = self.segmentation.flatten()
+        counts = torch.bincount(labels[labels < len(self.classes)], minlength=len(self.classes))
+        return {name: count / max(labels.numel(), 1) for name, count in zip(self.classes, counts.tolist(), strict=True)}
+
+    def save(
+        self,
+        folder: str | PathLike,
+        formats: Sequence[str] = ("png", "overlay"),
+        *,
+        stem: str | None = None,
+        sidecars: bool = True,
+    ) -> dict[str, Path]:
+        """Write the chosen formats into `folder`, each file whole or not at all; returns the paths by format.
+
+        Args:
+            formats: of "png", "overlay", "coco" (needs the extra `coco`), "npz".
+            stem: name of the files; default the source's own, else "result".
+            sidecars: also write classes.json and run.json, which describe the last picture saved into the folder.
+
+        Raises:
+            ValueError: unknown format; overlay of a result without image; a file that would replace the source.
+            OutputError: the folder cannot be written, or pycocotools is not installed.
+        """
+        formats = check_formats(formats)
+        stem = stem or (Path(self.source).stem if self.source else "result")
+        paths = {name: Path(folder) / f"{stem}{FORMATS[name]}" for name in formats}
+        if "overlay" in formats and self.image is None:
+            raise ValueError("formats: 'overlay' needs the picture, and this result was made without image")
+        for path in paths.values():
+            if self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source):
+                raise ValueError(f"folder: {path} is the picture itself; choose another folder or stem")
+        writable_folder(folder)
+        for name, path in paths.items():
+            content = getattr(self, f"_{name}_bytes")()
+            with whole_file(path) as handle:
+                handle.write(content)
+        if sidecars:
+            write_classes(folder, self.classes, self.background)
+            write_run(folder, self.settings, [self.record(paths)])
+        return paths
+
+    def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:
+        """What run.json and `--json` say of this picture."""
+        height, width = self.segmentation.shape
+        return {
+            "source": self.source,
+            "height": height,
+            "width": width,
+            "files": {name: str(path) for name, path in paths.items()},
+            "shares": {name: round(share, 6) for name, share in self.shares.items()},
+            "timings_ms": {name: round(value, 3) for name, value in self.timings.items()},
+        }
+
+    def _labels(self) -> np.ndarray:
+        dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
+        labels = self.segmentation.cpu().numpy()
+        return np.where((labels >= 0) & (labels < len(self.classes)), labels, np.iinfo(dtype).max).astype(dtype)
+
+    def _png_bytes(self) -> bytes:
+        image = Image.fromarray(self._labels())
+        if image.mode == "L":
+            image.putpalette(voc_palette().tobytes())
+        return _encoded(image)
+
+    def _overlay_bytes(self) -> bytes:
+        return _encoded(overlay(self.image, self.segmentation, self.classes))
+
+    def _npz_bytes(self) -> bytes:
+        buffer = BytesIO()
+        confidence = self.confidence.cpu().float().numpy().astype(np.float16)
+        np.savez_compressed(
+            buffer, labels=self._labels(), confidence=confidence, classes=np.array(self.classes, np.str_)
+        )
+        return buffer.getvalue()
+
+    def _coco_bytes(self) -> bytes:
+        import json
+
+        from pycocotools import mask as rle
+
+        labels, confidence = self._labels(), self.confidence.cpu().float().numpy()
+        height, width = labels.shape
+        annotations = []
+        for category in np.unique(labels[labels < len(self.classes)]).tolist():
+            mask = labels == category
+            encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": 1,
+                    "category_id": category,
+                    "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
+                    "area": int(mask.sum()),
+                    "bbox": [float(value) for value in rle.toBbox(encoded)],
+                    "iscrowd": 0,
+                    "score": round(float(confidence[mask].mean()), 6),
+                }
+            )
+        file_name = Path(self.source).name if self.source else ""
+        document = {
+            "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
+            "categories": [{"id": index, "name": name} for index, name in enumerate(self.classes)],
+            "annotations": annotations,
+        }
+        return json.dumps(document, allow_nan=False).encode()
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats without repetition; ValueError for unknown ones, OutputError where an extra is missing."""
+    formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"formats: expected of {', '.join(FORMATS)}, got {name!r}")
+    if "coco" in formats and find_spec("pycocotools") is None:
+        raise OutputError("formats: 'coco' needs pycocotools: pip install 's2clip[coco]'")
+    return formats
+
+
+def write_classes(folder: str | PathLike, classes: Sequence[str], background: int | None = None) -> Path:
+    """classes.json: id, name, words and colour of every class, the background's id and the value of ignored pixels."""
+    palette = voc_palette(len(classes)) if len(classes) <= 255 else None
+    rows = [
+        {
+            "id": index,
+            "name": name,
+            "words": [word.strip() for word in name.split(";")],
+            **({} if palette is None else {"colour": palette[index].tolist()}),
+        }
+        for index, name in enumerate(classes)
+    ]
+    path = Path(folder) / "classes.json"
+    write_json(path, {"classes": rows, "background": background, "ignore": 255 if len(classes) <= 255 else 65535})
+    return path
+
+
+def write_run(
+    folder: str | PathLike, settings: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
+) -> Path:
+    """run.json: how the label maps of a folder were made, enough to make them again."""
+    path = Path(folder) / "run.json"
+    write_json(path, {"settings": dict(settings), "versions": versions(), "images": list(images), **more})
+    return path
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what a result depends on; None where a package is absent."""
+    from s2clip import __version__
+
+    found: dict[str, str | None] = {"s2clip": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _encoded(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,137 @@
+"""Label maps for eyes: the colours, the overlay, its legend. Drawn with Pillow alone."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+OVERLAY_SIDES = (768, 2048)  # an overlay is for looking: its longer side is brought into this range
+LEGEND_ROWS = 40
+
+# From Paul Tol's "bright", "muted" and "vibrant" schemes, ordered so that neighbours differ in lightness as well as in
+# hue: readable with the common colour-vision deficiencies (personal.sron.nl/~pault, "Colour schemes").
+COLOURS = (
+    (68, 119, 170),
+    (204, 187, 68),
+    (34, 136, 51),
+    (238, 102, 119),
+    (102, 204, 238),
+    (136, 34, 85),
+    (238, 119, 51),
+    (51, 34, 136),
+    (0, 153, 136),
+    (187, 187, 187),
+    (170, 68, 153),
+    (153, 153, 51),
+    (119, 68, 34),
+)
+
+
+def voc_palette(count: int = 256) -> np.ndarray:
+    """uint8 [count,3]: the Pascal VOC label palette; an id's bits are dealt to R, G and B from the top."""
+    ids = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((ids >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
+    return palette
+
+
+def overlay_palette(count: int) -> np.ndarray:
+    """uint8 [count,3]: `COLOURS` first, then hues a golden angle apart in three lightnesses."""
+    palette = list(COLOURS[:count])
+    for index in range(len(palette), count):
+        hue = int(255 * ((index * 0.618034) % 1))
+        palette.append(Image.new("HSV", (1, 1), (hue, 150, (235, 185, 130)[index % 3])).convert("RGB").getpixel((0, 0)))
+    return np.array(palette, np.uint8).reshape(-1, 3)
+
+
+def overlay(
+    image: Tensor, segmentation: Tensor, classes: tuple[str, ...], *, opacity: float = 0.5, legend: bool = True
+) -> Image.Image:
+    """The picture tinted by class, with thin borders between regions and a legend of names and pixel shares below.
+
+    Args:
+        image: uint8 [3,H,W], RGB.
+        segmentation: integer [H,W], class ids; ids outside of `classes` (255, ignored) are left untinted.
+        classes: names; of synonyms "house; hut" the first is shown.
+        opacity: of the tint, 0 to 1.
+    """
+    labels = segmentation.cpu().numpy()
+    palette = overlay_palette(len(classes))
+    width, height = _shown_size(labels.shape[1], labels.shape[0])
+    photo = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    shown = _resize_nearest(labels, height, width)
+    picture = Image.fromarray(_tint(np.asarray(photo), shown, palette, opacity))
+    if not legend:
+        return picture
+    names = [name.split(";")[0].strip() for name in classes]
+    counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))].ravel(), minlength=len(classes))
+    return _with_legend(picture, names, counts / labels.size, palette)
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    """Small pictures grow by a whole factor, so that each of their pixels stays a square; large ones shrink."""
+    low, high = OVERLAY_SIDES
+    longer = max(width, height)
+    factor = high / longer if longer > high else max(1, low // longer)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    rows = (np.arange(height) * labels.shape[0] + labels.shape[0] // 2) // height
+    columns = (np.arange(width) * labels.shape[1] + labels.shape[1] // 2) // width
+    rows, columns = rows.clip(0, labels.shape[0] - 1), columns.clip(0, labels.shape[1] - 1)
+    return labels[rows][:, columns]
+
+
+def _tint(photo: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
+    known = (labels >= 0) & (labels < len(palette))
+    colours = palette[np.where(known, labels, 0)] if len(palette) else photo
+    alpha = np.where(known, np.float32(opacity), np.float32(0))[..., None]
+    tinted = photo * (1 - alpha) + colours * alpha
+    border = _borders(labels, thickness=max(1, round(max(labels.shape) / 800)))[..., None]
+    return np.where(border, 0.15 * tinted + 0.85 * 255, tinted).round().astype(np.uint8)
+
+
+def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """True on both sides of every change of class, `thickness` pixels in all."""
+    border = np.zeros(labels.shape, bool)
+    for axis in (0, 1):
+        change = np.diff(labels, axis=axis) != 0
+        for shift in range(thickness):
+            start = (thickness - 1) // 2 - shift + 1  # 0 is the pixel before the change, 1 the pixel after
+            view = np.moveaxis(border, axis, 0)
+            edge = np.moveaxis(change, axis, 0)
+            low, high = max(start, 0), min(edge.shape[0] + start, view.shape[0])
+            view[low:high] |= edge[low - start : high - start]
+    return border
+
+
+def _with_legend(picture: Image.Image, names: list[str], shares: np.ndarray, palette: np.ndarray) -> Image.Image:
+    present = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index] > 0]
+    if not present:
+        return picture
+    entries = [(palette[index], names[index], f"{100 * shares[index]:.1f} %") for index in present[:LEGEND_ROWS]]
+    if len(present) > LEGEND_ROWS:
+        entries.append(((255, 255, 255), f"and {len(present) - LEGEND_ROWS} more", ""))
+    font = ImageFont.load_default(min(max(max(picture.size) // 52, 15), 30))
+    em = font.size
+    name_width = max(font.getlength(name) for _, name, _ in entries)
+    share_width = font.getlength("100.0 %")
+    cell_width, cell_height = round(1.6 * em + name_width + 0.8 * em + share_width + 2 * em), round(1.7 * em)
+    columns = max(1, min(len(entries), (picture.width - em) // cell_width))
+    rows = -(-len(entries) // columns)
+    width = max(picture.width, columns * cell_width + em)
+    canvas = Image.new("RGB", (width, picture.height + rows * cell_height + em), "white")
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, (colour, name, share) in enumerate(entries):
+        column, row = divmod(place, rows)
+        x, y = em + column * cell_width, picture.height + em // 2 + row * cell_height
+        middle = y + cell_height // 2
+        box = (x, middle - 0.45 * em, x + 0.9 * em, middle + 0.45 * em)
+        draw.rounded_rectangle(box, radius=em // 5, fill=tuple(int(value) for value in colour))
+        draw.text((x + 1.6 * em, middle), name, fill=(30, 30, 30), font=font, anchor="lm")
+        right = x + 1.6 * em + name_width + 0.8 * em + share_width
+        draw.text((right, middle), share, fill=(110, 110, 110), font=font, anchor="rm")
+    return canvas
