@@ -26,8 +26,12 @@ def resolve_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtyp
     return dtype
 
 
-def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def freeze(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, *, keep: tuple[type[nn.Module], ...] = ()
+) -> nn.Module:
     """Move `model` to device and dtype for inference: eval, no gradients, layer norms and position tables in fp32.
+
+    keep: further module types whose parameters stay in fp32.
 
     Layer norms become open_clip's `LayerNormFp32` on the same parameters: mean and variance over 1,024 channels with a
     few outliers of several hundred, as CLIP's residual stream has them, do not survive fp16 rounding well.
@@ -36,7 +40,7 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     if dtype != torch.float32:
         _replace_layer_norms(model)
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, (nn.LayerNorm, *keep)):
                 continue
             for name, parameter in module.named_parameters(recurse=False):
                 if name not in FLOAT32_PARAMETERS:

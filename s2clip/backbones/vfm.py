@@ -56,6 +56,18 @@ class VisionFeatures(nn.Module):
     def weights_sha256(self) -> str:
         return self._fingerprint.sha256
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._projection.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._projection.device
+
+    @property
+    def _projection(self) -> Tensor:
+        return self.model.patch_embed.proj.weight
+
     def features(self, images: Tensor) -> Tensor:
         """Patch features after the last norm: images [B,3,H,W] in [0,1] -> [B,h,w,C], rows top to bottom."""
         raise NotImplementedError
@@ -142,9 +154,9 @@ def load_vfm(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if name in SAM_ENCODERS:
-        from s2clip.backbones.sam import SamFeatures, load_sam_and_fingerprint
+        from s2clip.backbones.sam import SamFeatures, load_sam
 
-        sam, fingerprint = load_sam_and_fingerprint(
+        sam = load_sam(
             SAM_ENCODERS[name],
             weights=weights,
             device=device,
@@ -152,7 +164,7 @@ def load_vfm(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        return SamFeatures(sam, name=name, fingerprint=fingerprint).to(device)
+        return SamFeatures(sam, name=name)
     if name == "tiny-dino":
         from s2clip.backbones import tiny_dino
 

@@ -1,0 +1,158 @@
+"""SAM: loading, its preprocessing, and its image encoder as a feature extractor.
+
+The model classes are segment_anything's. Of its helpers none is used: `ResizeLongestSide.apply_image_torch` in the
+released wheel takes height and width from the wrong axes, and `build_sam` loads pickles unchecked.
+
+A picture H×W enters the square frame S×S (S = 1024) with its long side scaled to S, and zeros right and below. The
+encoder gives one vector per 16×16 pixels of the frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from s2clip import weights as weight_files
+from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
+from s2clip.backbones.vfm import VisionFeatures
+from s2clip.weights import Fingerprint
+
+ARCHITECTURES = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
+SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
+
+
+def load_sam(
+    name: str = "sam-tiny",
+    *,
+    weights: str | Path = "pretrained",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Sam:
+    """A frozen SAM by name, one of `SAM_NAMES`; its attribute `fingerprint` tells the weights' sha256.
+
+    dtype is the image encoder's, default fp16 on CUDA and fp32 on the CPU; prompt encoder and mask decoder, 1 % of the
+    work, stay in fp32.
+    weights: "pretrained"; "random" (the same ones in every call; output without meaning); or a checkpoint file.
+    Raises ValueError for unknown names, WeightsError for missing or wrong weights.
+    """
+    if name not in SAM_NAMES:
+        raise ValueError(f"sam: expected one of {', '.join(SAM_NAMES)}, received {name!r}")
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    if name == "sam-tiny":
+        from s2clip.backbones import tiny_sam
+
+        sam, fingerprint = weight_files.load_tiny(name, "sam", weights, tiny_sam.load_sam_model)
+    else:
+        sam, fingerprint = weight_files.load(
+            name,
+            sam_model_registry[ARCHITECTURES[name]],
+            weights,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    sam.fingerprint = fingerprint
+    return freeze_sam(sam, device, dtype)
+
+
+def freeze_sam(sam: Sam, device: torch.device, dtype: torch.dtype) -> Sam:
+    """Move `sam` to device, its image encoder to dtype, with norms in fp32: eval, no gradients."""
+    encoder = sam.image_encoder
+    if dtype != torch.float32:
+        for index, layer in enumerate(encoder.neck):
+            if isinstance(layer, LayerNorm2d):
+                encoder.neck[index] = _LayerNorm2dFloat32(layer)
+        freeze(encoder, device, dtype, keep=(LayerNorm2d,))
+        if encoder.pos_embed is not None:  # added inside segment_anything's own forward, which must stay in dtype
+            encoder.pos_embed.data = encoder.pos_embed.data.to(dtype)
+    return sam.eval().requires_grad_(False).to(device)
+
+
+class _LayerNorm2dFloat32(nn.Module):
+    """SAM's channel norm squares its input before averaging: 256 overflows fp16."""
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.float()).to(x.dtype)
+
+
+def input_size(size: tuple[int, int], frame: int) -> tuple[int, int]:
+    """(H,W) -> (H',W') in SAM's frame: long side to `frame`, sides rounded half up, at least one pixel."""
+    scale = frame / max(size)
+    return (max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1))
+
+
+def preprocess(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """images [B,3,H,W] in [0,1] -> (normalised frames [B,3,S,S] fp32, (H',W') of the picture inside them).
+
+    Bilinear with antialias, as SAM's reference does by Pillow on uint8, without its rounding to 1/255.
+    """
+    check_images(images)
+    frame = sam.image_encoder.img_size
+    size = input_size(tuple(images.shape[-2:]), frame)
+    images = images.to(torch.float32)
+    if size != tuple(images.shape[-2:]):
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    frames = (images * 255 - sam.pixel_mean) / sam.pixel_std
+    return F.pad(frames, (0, frame - size[1], 0, frame - size[0])), size
+
+
+def encode_images(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """images [B,3,H,W] in [0,1] -> (embeddings [B,C,S/16,S/16] fp32, padding included; (H',W') as `preprocess`).
+
+    One picture at a time: ViT-B's global attention holds 12 heads of 4096² scores, 0.8 GB in fp32, several times over.
+    """
+    frames, size = preprocess(sam, images)
+    dtype = sam.image_encoder.patch_embed.proj.weight.dtype
+    embeddings = [sam.image_encoder(frame[None].to(dtype)).float() for frame in frames]
+    channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+    return torch.cat(embeddings) if embeddings else frames.new_empty(0, channels, *grid), size
+
+
+class SamFeatures(VisionFeatures):
+    """SAM's neck output over the picture without the padding: [B,h,w,C], the long side 64 cells in the released models.
+
+    patch_size counts pixels of SAM's frame, not of the picture.
+    The picture ends inside a cell unless its scaled sides are multiples of 16. Then the cells are resampled (bilinear)
+    so that h = round(H'/16) rows cover H' pixels evenly, as every other backbone's grid covers its picture.
+    """
+
+    def __init__(self, sam: Sam, *, name: str, fingerprint: Fingerprint | None = None) -> None:
+        super().__init__(sam, name, fingerprint or getattr(sam, "fingerprint", None))
+        self.patch_size = sam.image_encoder.img_size // sam.prompt_encoder.image_embedding_size[0]
+        self.width = sam.prompt_encoder.embed_dim
+        self.eval().requires_grad_(False)
+
+    def features(self, images: Tensor) -> Tensor:
+        embeddings, size = encode_images(self.model, images)
+        return cut_valid(embeddings, size, self.patch_size).to(self.dtype)
+
+    @property
+    def _projection(self) -> Tensor:
+        return self.model.image_encoder.patch_embed.proj.weight
+
+
+def cut_valid(embeddings: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """The cells of a picture of H'×W' frame pixels: embeddings [B,C,g,g] -> [B,h,w,C], h = max(round(H'/patch), 1)."""
+    cells = [side / patch for side in size]
+    height, width = (max(round(count), 1) for count in cells)
+    if (height, width) != tuple(cells):
+        grid = embeddings.shape[-2:]
+        ratio_y, ratio_x = (count / side for count, side in zip(cells, grid, strict=True))
+        # corners -1 and 1 of the output are the picture's; in the frame the far ones lie at 2·ratio − 1
+        affine = embeddings.new_tensor([[ratio_x, 0, ratio_x - 1], [0, ratio_y, ratio_y - 1]])
+        affine = affine.expand(len(embeddings), 2, 3)
+        where = F.affine_grid(affine, [len(embeddings), 1, height, width], align_corners=False)
+        embeddings = F.grid_sample(embeddings, where, mode="bilinear", padding_mode="border", align_corners=False)
+    return embeddings[..., :height, :width].permute(0, 2, 3, 1)
