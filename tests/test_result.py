@@ -213,4 +213,4 @@ def test_overlay_colours_are_distinct():
     assert len({tuple(colour) for colour in colours.tolist()}) == 60
     first = colours[:13]
     distance = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(13, dtype=int)
-    assert distance.min() >= 100
+    assert distance.min() >= 80
