@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["s2clip", "s2clip.kernels", "s2clip.backbones", "s2clip.evaluation", "s2clip.data"],
+    packages=["s2clip", "s2clip.kernels", "s2clip.ops", "s2clip.backbones", "s2clip.evaluation", "s2clip.data"],
     package_dir={"s2clip.kernels": "kernels"},
     package_data={"s2clip": ["py.typed"], "s2clip.data": ["*", "*/*"]},
     install_requires=[

@@ -1,7 +1,8 @@
 """Every op in plain torch: the specification of the kernels and the path that CPU tensors take.
 
 `s2clip.ops` has checked and normalised all arguments before they get here: defaults are filled in, class_index and
-image_index are int64 tensors on the device of the data, batch axes are present. Each kernel file has launchers that take exactly the arguments of the reference, under the same names and in the same order:
+image_index are int64 tensors on the device of the data, batch axes are present. Each kernel file has launchers that
+take exactly the arguments of the reference, under the same names and in the same order:
 
     recombined_attention   s2clip.kernels.recombined_attention.launch
     affinity_attention     s2clip.kernels.affinity_attention.launch

@@ -1,0 +1,46 @@
+"""How an op is registered with `torch.library`, and which code runs."""
+
+import importlib
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from s2clip.kernels import reference
+from s2clip.ops import checks
+
+BACKENDS = ("auto", "torch", "triton")
+
+
+class Op:
+    """A registered op: the body runs either the reference or the kernel's launcher, which take the same arguments."""
+
+    def __init__(self, name: str, schema: str, fake: Callable, body: Callable | None = None, launcher: str = ""):
+        module, _, function = launcher.partition(":")
+        specification = getattr(reference, name)
+
+        def launch(*arguments):
+            kernels = importlib.import_module(f"s2clip.kernels.{module or name}")
+            return getattr(kernels, function or "launch")(*arguments)
+
+        body = body or (lambda run, *arguments: run(*arguments))
+        self.name = name
+        self.by_torch = lambda *arguments: body(specification, *arguments)
+        self.by_triton = lambda *arguments: body(launch, *arguments)
+        registered = torch.library.custom_op(f"s2clip::{name}", self.by_torch, mutates_args=(), schema=schema)
+        registered.register_kernel("cuda", self.by_triton)
+        registered.register_fake(fake)
+        self.by_device = getattr(torch.ops.s2clip, name).default
+
+    def __call__(self, backend: str, data: Tensor, *arguments):
+        checks.choice("backend", backend, BACKENDS)
+        if backend == "torch":
+            return self.by_torch(*arguments)
+        if (backend == "triton" or data.is_cuda) and data.dtype == torch.float64:
+            checks.fail("dtype", "float16, bfloat16 or float32 for Triton (backend='torch' takes float64)", data.dtype)
+        if backend == "auto":
+            return self.by_device(*arguments)
+        if not data.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            checks.fail("backend", "CUDA tensors for 'triton', or TRITON_INTERPRET=1 in the environment", data.device)
+        return self.by_triton(*arguments)
