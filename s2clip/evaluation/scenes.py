@@ -1,0 +1,89 @@
+"""The embedded benchmark: methods side by side on painted scenes that no model was trained on."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from s2clip import scenes
+from s2clip.evaluation.metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
+
+SCENES_PER_SEED = 10_000
+
+
+def scene_seeds(seed: int, limit: int) -> list[int]:
+    """Arguments of `scenes.generate`: scene i of `--seed S` is `generate(10_000 S + i)`; training starts far above.
+
+    Raises:
+        ValueError: a limit outside of 1..10,000, or a seed that would reach the scenes of the training.
+    """
+    if not 1 <= limit <= SCENES_PER_SEED:
+        raise ValueError(f"limit must lie in 1..{SCENES_PER_SEED}, got {limit}")
+    seeds = scenes.FIRST_TRAINING_SEED // SCENES_PER_SEED
+    if not 0 <= seed < seeds:
+        raise ValueError(f"seed must lie in 0..{seeds - 1}: scenes above were trained on; got {seed}")
+    return [SCENES_PER_SEED * seed + index for index in range(limit)]
+
+
+def evaluate(
+    segmenters: Sequence[Any], seeds: Sequence[int], *, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> list[dict[str, Any]]:
+    """One row per segmenter: {"method", "refine", "miou", "pixel_accuracy", "per_class": {name: iou}, "ms_per_image"}.
+
+    Figures are per cent; a class that occurs neither in the scenes nor in the answers has None. Every scene is given to
+    all segmenters in turn, so that a slow minute of the machine slows them alike; the time is that of the call, from
+    pixels to labels, without painting the scene, after one call that does not count.
+    """
+    count = len(scenes.CLASSES)
+    matrices = [torch.zeros(count, count, dtype=torch.int64) for _ in segmenters]
+    seconds = [0.0 for _ in segmenters]
+    for segmenter in segmenters:
+        segmenter.set_classes(scenes.CLASSES)
+        segmenter(scenes.generate(seeds[0])[0])
+    for seed in progress(seeds):
+        picture, labels = scenes.generate(seed)
+        target = torch.from_numpy(labels)
+        for index, segmenter in enumerate(segmenters):
+            start = time.perf_counter()
+            answer = segmenter(picture).segmentation.cpu()
+            seconds[index] += time.perf_counter() - start
+            matrices[index] += confusion_matrix(answer, target, count)
+    return [
+        _row(segmenter, matrix, 1000 * duration / len(seeds))
+        for segmenter, matrix, duration in zip(segmenters, matrices, seconds, strict=True)
+    ]
+
+
+def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float) -> dict[str, Any]:
+    per_class = (100 * intersection_over_union(matrix)).tolist()
+    return {
+        "method": segmenter.method.name,
+        "refine": segmenter.settings["refine"],
+        "miou": round(100 * mean_iou(matrix), 2),
+        "pixel_accuracy": round(100 * pixel_accuracy(matrix), 2),
+        "per_class": {
+            name: round(iou, 2) if iou == iou else None for name, iou in zip(scenes.CLASSES, per_class, strict=True)
+        },
+        "ms_per_image": round(milliseconds, 2),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as columns side by side: IoU per class, mIoU, pixel accuracy, ms per image."""
+    heads = [row["method"] if row["refine"] == "none" else f"{row['method']}+{row['refine']}" for row in rows]
+    lines = [("", heads)]
+    lines += [(name, [_figure(row["per_class"][name]) for row in rows]) for name in rows[0]["per_class"]]
+    lines += [
+        (title, [_figure(row[key]) for row in rows])
+        for title, key in (("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("ms per image", "ms_per_image"))
+    ]
+    first = max(len(title) for title, _ in lines)
+    width = max(len(cell) for _, cells in lines for cell in cells) + 2
+    printed = [title.ljust(first) + "".join(cell.rjust(width) for cell in cells) for title, cells in lines]
+    rule = "-" * len(printed[0])
+    return "\n".join([printed[0], rule, *printed[1:-3], rule, *printed[-3:]])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

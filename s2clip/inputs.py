@@ -1,0 +1,69 @@
+"""What a command line names: the pictures behind paths, folders and patterns, and a file name for each result."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from s2clip.images import SUFFIXES
+from s2clip.result import FORMATS
+
+
+def expand(sources: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """(pictures in the order given, each once; (source, reason) of what names none).
+
+    A folder stands for the pictures right in it, by suffix and name; a pattern (`*`, `**`) for what matches.
+    """
+    pictures: list[Path] = []
+    failures: list[tuple[str, str]] = []
+    for source in sources:
+        try:
+            found, reason = _behind(source)
+        except (OSError, ValueError) as error:
+            found, reason = [], getattr(error, "strerror", None) or str(error)
+        pictures += found
+        if not found:
+            failures.append((source, reason))
+    unique = {os.path.realpath(path): path for path in reversed(pictures)}
+    return [path for path in pictures if unique.pop(os.path.realpath(path), None)], failures
+
+
+def _behind(source: str) -> tuple[list[Path], str]:
+    path = Path(source)
+    if path.is_dir():
+        return _pictures_in(path), "no pictures in this folder"
+    if path.exists():
+        return [path], ""
+    if glob.has_magic(source):
+        matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]
+        return [match for match in matches if not match.is_dir()], "nothing matches"
+    return [], "no such file"
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
+
+
+def name_outputs(pictures: Sequence[Path], folder: Path, formats: Sequence[str]) -> list[str]:
+    """A stem for each picture: its own, or with -2, -3 .. where a result's file would meet another's.
+
+    Raises:
+        ValueError: a result would replace one of the pictures.
+    """
+    sources = {os.path.realpath(path) for path in pictures}
+    taken: set[str] = set()
+    stems = []
+    for picture in pictures:
+        number = 1
+        while True:
+            stem = picture.stem if number == 1 else f"{picture.stem}-{number}"
+            files = {str(folder / f"{stem}{FORMATS[name]}") for name in formats}
+            if taken.isdisjoint(file.casefold() for file in files):
+                break
+            number += 1
+        for file in files:
+            if os.path.realpath(file) in sources:
+                raise ValueError(f"-o {folder}: the result {file} would replace a picture; choose another folder")
+        taken |= {file.casefold() for file in files}
+        stems.append(stem)
+    return stems
