@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import logging
 import os
+import shlex
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0  # a firewall that drops packets must not look like a hang
+CONNECT_SECONDS = 10.0  # without an answer; a firewall that drops packets must not look like a hang
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,14 @@ def find(name: str, *, cache_dir: str | Path | None = None, local_files_only: bo
     if path is not None:
         return path
     if local_files_only:
-        return _raise_missing(name, cache_dir, ["not tried: local_files_only is set"])
-    if is_offline():
-        return _raise_missing(name, cache_dir, ["not tried: HF_HUB_OFFLINE is set"])
-    path, failures = _download(name, cache_dir)
-    return path or _raise_missing(name, cache_dir, failures)
+        failures = ["not tried: local_files_only is set"]
+    elif is_offline():
+        failures = ["not tried: HF_HUB_OFFLINE is set"]
+    else:
+        path, failures = _download(name, cache_dir)
+    if path is None:
+        raise WeightsError(_missing(name, cache_dir, failures))
+    return path
 
 
 def find_local(name: str, cache_dir: str | Path | None = None) -> Path | None:
@@ -107,7 +112,7 @@ def find_local(name: str, cache_dir: str | Path | None = None) -> Path | None:
             if (folder / filename).is_file():
                 return folder / filename
     for repository, filename in CHECKPOINTS[name].hub:
-        path = huggingface_hub.try_to_load_from_cache(repository, filename, cache_dir=cache_dir)
+        path = huggingface_hub.try_to_load_from_cache(repository, filename, cache_dir=_hub_cache(cache_dir))
         if isinstance(path, str):
             return Path(path)
     return None
@@ -122,8 +127,12 @@ def is_offline() -> bool:
 def _folders(cache_dir: str | Path | None) -> list[Path]:
     """Folders that hold weight files side by side; by default those of torch.hub (DINO, SAM) and of OpenAI's clip."""
     if cache_dir is not None:
-        return [Path(cache_dir)]
+        return [Path(cache_dir).expanduser()]
     return [Path(torch.hub.get_dir()) / "checkpoints", Path("~/.cache/clip").expanduser()]
+
+
+def _hub_cache(cache_dir: str | Path | None) -> Path:
+    return Path(huggingface_hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
 
 
 def _filenames(name: str) -> list[str]:
@@ -141,19 +150,19 @@ def _download(name: str, cache_dir: str | Path | None) -> tuple[Path | None, lis
             # hf_hub_download alone retries for 23 s where there is no network: ask once before.
             huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS)
             path = huggingface_hub.hf_hub_download(
-                repository, filename, cache_dir=cache_dir, etag_timeout=CONNECT_SECONDS
+                repository, filename, cache_dir=_hub_cache(cache_dir), etag_timeout=CONNECT_SECONDS
             )
             return Path(path), []
         except EntryNotFoundError as error:
-            failures.append(f"{url}: {_first_line(error)}")
+            failures.append(f"{url}: {first_line(error)}")
         except Exception as error:  # its HTTP client's errors share no public base class
-            failures.append(f"{url}: {_first_line(error)}")
+            failures.append(f"{url}: {first_line(error)}")
             break
     if checkpoint.url:
         try:
             return _download_url(checkpoint, _folders(cache_dir)[0]), []
-        except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
-            failures.append(f"{checkpoint.url}: {_first_line(error)}")
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+            failures.append(f"{checkpoint.url}: {first_line(error)}")
     return None, failures
 
 
@@ -186,29 +195,30 @@ def _download_url(checkpoint: Checkpoint, folder: Path) -> Path:
     return path
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
 
 
-def _raise_missing(name: str, cache_dir: str | Path | None, failures: list[str]) -> Path:
+def _missing(name: str, cache_dir: str | Path | None, failures: list[str]) -> str:
     checkpoint = CHECKPOINTS[name]
     folders = _folders(cache_dir)
     looked = [str(folder / filename) for folder in folders for filename in _filenames(name)]
-    cache = cache_dir if cache_dir is not None else huggingface_hub.constants.HF_HUB_CACHE
+    cache = _hub_cache(cache_dir)
     looked += [f"Hugging Face cache {cache}: {repository} {filename}" for repository, filename in checkpoint.hub]
     commands = []
     if checkpoint.hub:
         repository, filename = checkpoint.hub[0]
-        option = f" --cache-dir {cache_dir}" if cache_dir is not None else ""
+        option = f" --cache-dir {shlex.quote(str(cache))}" if cache_dir is not None else ""
         commands.append(f"hf download {repository} {filename}{option}")
         commands.append(f"or put a copy of that file at {folders[0] / _filenames(name)[0]}")
     if checkpoint.url:
         prefix = "or " if commands else ""
-        target = folders[0] / _filenames(name)[-1]
+        target = shlex.quote(str(folders[0] / _filenames(name)[-1]))
         commands.append(f"{prefix}curl --create-dirs -Lo {target} {checkpoint.url}")
     sections = [("looked in", looked), ("download", failures), ("get it", commands)]
     lines = [f"{name}: its weights are not on this machine"]
     lines += [f"  {title + ':':<11}{entry}" for title, entries in sections for entry in entries]
     lines.append("  or use the embedded models, which need no download: --model tiny")
-    raise WeightsError("\n".join(lines))
+    return "\n".join(lines)

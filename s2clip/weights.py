@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2clip.checkpoints import CHECKPOINTS, find
+from s2clip.checkpoints import CHECKPOINTS, find, first_line
 from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ def load_tiny(name: str, part: str, weights: str | Path, loader: Callable) -> tu
 def _call_tiny(name: str, path: Path, call: Callable[[], object]) -> object:
     try:
         return call()
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{name}: cannot load {path}: {error}") from error
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: cannot load {path}: {first_line(error)}") from error
 
 
 def warn_random(name: str) -> None:
@@ -154,10 +154,9 @@ def read_tensors(name: str, path: Path, fingerprint: Fingerprint) -> dict[str, T
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, WeightsError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
             f"{name}: cannot read {path}: truncated, or no safetensors or PyTorch weights. "
-            f"Delete it and download it again. ({reason})"
+            f"Delete it and download it again. ({first_line(error)})"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
