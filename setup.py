@@ -19,6 +19,7 @@ TEST = [
     "connected-components-3d>=3.18",
     "scipy>=1.13",
     "scikit-image>=0.24",
+    "pycocotools>=2.0.11",
 ]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
 
@@ -53,7 +54,7 @@ setup(
         "bench": BENCH,
         "coco": ["pycocotools>=2.0.11"],
         "diffusion": ["diffusers>=0.36", "transformers>=4.57"],
-        "dev": [*TEST, *BENCH, "ruff>=0.12", "build>=1.2"],
+        "dev": [*TEST, *BENCH, "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
     classifiers=[

@@ -1,0 +1,49 @@
+# Everything here sets itself up: the only needs are Python >= 3.11 and a package registry.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per test process: two processes on two cores beat one process on both.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test test-slow test-kernels lint format bench gpu wheel clean
+.DEFAULT_GOAL := demo
+
+.venv/stamp: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("s2clip needs Python >= 3.11, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo 'setting up .venv: PyTorch and its CUDA libraries are about 3 GB, once'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: .venv/stamp
+	$(BIN)/s2clip demo
+
+test: .venv/stamp
+	$(PYTEST)
+	$(PYTEST) tests/kernels
+
+test-slow: .venv/stamp
+	$(BIN)/pytest -m slow
+
+test-kernels: .venv/stamp
+	$(PYTEST) tests/kernels
+
+lint: .venv/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/stamp
+	$(BIN)/pytest bench --benchmark-only
+
+gpu: .venv/stamp
+	$(BIN)/pytest -m gpu tests/gpu
+
+wheel: .venv/stamp
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv build dist out *.egg-info
