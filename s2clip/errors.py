@@ -1,5 +1,7 @@
 """What s2clip raises beside `ValueError`: one line each, saying what is wrong and what helps."""
 
+from typing import NoReturn
+
 
 class S2ClipError(Exception):
     """Base of the errors that are about the user's files or machine, not about a program's arguments."""
@@ -15,3 +17,8 @@ class WeightsError(S2ClipError, RuntimeError):
 
 class OutputError(S2ClipError, OSError):
     """A folder or file that cannot be written, or a format whose extra is not installed."""
+
+
+def reject(argument: str, expected: str, received: object) -> NoReturn:
+    """Raise the `ValueError` of a wrong argument: which, what was expected, what was received."""
+    raise ValueError(f"{argument}: expected {expected}, received {received}")

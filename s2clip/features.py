@@ -1,0 +1,127 @@
+"""A batch of windows to patch features: the levels, the last block's recombination, the affinity.
+
+Formulas: the docstring of `s2clip.methods`. Every window is computed on its own: nothing is averaged over the batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2clip import ops
+from s2clip.errors import reject
+from s2clip.methods import Method
+from s2clip.stopwatch import Stopwatch
+
+
+def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None) -> Tensor:
+    """Patch features before the vision head.
+
+    images [B,3,H,W] RGB in [0,1], sides multiples of CLIP's patch → F [B,D,h,w] in CLIP's width D. The grid h x w is
+    the VFM's where one takes part, CLIP's (H/patch x W/patch) otherwise. `clip` is a `CLIPBackbone`, `vfm` a
+    `VisionFeatures`, needed where `method.uses_vfm`; `ValueError` where it is missing.
+    """
+    if method.uses_vfm and vfm is None:
+        reject("vfm", f"a vision foundation model for method {method.name}", None)
+    watch = watch or Stopwatch(images.device)
+    with watch("clip"):
+        states, grid = clip.hidden_states(images)
+    levels = maps = scores = weights = proxy = None
+    if method.uses_levels:
+        with watch("levels"):
+            levels = [states[level] for level in method.resolve_levels(len(states))]
+            maps = [level[:, 1:].unflatten(1, grid) for level in levels]
+            scores = level_scores(maps, method.tau)
+            weights = scores.softmax(1)
+    with watch("recombination"):
+        features = recombine(clip, states[-1], method, grid)
+    if levels is not None and method.mu > 0:
+        with watch("levels"):
+            patches = hierarchical_tokens(maps, scores, method).flatten(1, 2)
+            cls = sum(weights[:, index, None] * level[:, 0] for index, level in enumerate(levels))
+            hierarchy = torch.cat([cls[:, None], patches], 1).to(states[-1].dtype)
+        with watch("recombination"):
+            features = features + method.mu * recombine(clip, hierarchy, method, grid)
+    features = features.unflatten(1, grid)
+    if method.uses_vfm:
+        with watch("vfm"):
+            proxy = vfm.features(images)
+    if method.vfm_weight is not None:
+        with watch("affinity"):
+            features = aggregate(features, proxy, maps, weights, method)
+    return features.permute(0, 3, 1, 2)
+
+
+def level_scores(maps: list[Tensor], tau: float) -> Tensor:
+    """-H/τ [B,S] of S maps [B,h,w,D], H their spatial entropy. ω is the softmax of it: ordered maps weigh more."""
+    return torch.stack([ops.spatial_entropy(level.permute(0, 3, 1, 2)) for level in maps], 1) / -tau
+
+
+def hierarchical_tokens(maps: list[Tensor], scores: Tensor, method: Method) -> Tensor:
+    """M = Σ ω_l T_l, S maps [B,h,w,D] from shallow to deep and their scores [B,S] → [B,h,w,D], in at least fp32.
+
+    Progressive: T_l is level l smoothed by the affinity of the levels up to it, their weights renormalised. Else X_l.
+    """
+    total = 0
+    for level, (value, weight) in enumerate(zip(maps, scores.softmax(1).unbind(1), strict=True), start=1):
+        if method.progressive:
+            value = _affinity(maps[:level], scores[:, :level].softmax(1), value, method)
+        total = total + weight[:, None, None, None] * value
+    return total
+
+
+def recombine(clip, tokens: Tensor, method: Method, grid: tuple[int, int]) -> Tensor:
+    """R(X): the last block on tokens [B,1+N,D], CLS first, with the method's attention → patches [B,N,D]."""
+    if not method.cls_token:
+        tokens = tokens[:, 1:]
+    query, key, value = clip.project_qkv(tokens)
+    if method.terms:
+        bias = None
+        if method.gaussian_sigma is not None:
+            bias = gaussian_bias(grid, method.gaussian_sigma, cls_token=method.cls_token, device=tokens.device)
+        value = ops.recombined_attention(query, key, value, terms=method.terms, weights=method.weights, bias=bias)
+    output = clip.project_attention(value)
+    if method.residual:
+        output = tokens + output
+    if method.feed_forward:
+        output = output + clip.feed_forward(output)
+    return output[:, 1:] if method.cls_token else output
+
+
+def gaussian_bias(
+    grid: tuple[int, int], sigma: float, *, cls_token: bool, device: torch.device | str = "cpu"
+) -> Tensor:
+    """exp(-d²/2σ²) of the distance d, in patches, of each two cells of the grid; zero in CLS's row and column."""
+    falls = []
+    for length in grid:
+        place = torch.arange(length, device=device, dtype=torch.float32)
+        falls.append(torch.exp(-((place[:, None] - place[None]) ** 2) / (2 * sigma**2)))
+    bias = torch.kron(*falls)
+    return F.pad(bias, (1, 0, 1, 0)) if cls_token else bias
+
+
+def aggregate(
+    value: Tensor, proxy: Tensor | None, maps: list[Tensor] | None, weights: Tensor | None, method: Method
+) -> Tensor:
+    """Affinity λ·VFM + (1-λ)·Σ ω_l·level_l applied to the value [B,h,w,D] → [B,H,W,D], on the VFM's grid if any.
+
+    proxy [B,H,W,C] or None; maps and weights [B,S] of the levels or None. The levels are resampled to the VFM's grid
+    (bilinear) before their vectors are normalised.
+    """
+    share = method.vfm_weight
+    if proxy is None:
+        return _affinity(maps, weights, value, method)
+    if share == 1:
+        return _affinity([proxy], torch.ones_like(proxy[:, 0, 0, :1], dtype=torch.float32), value, method)
+    size = tuple(proxy.shape[1:3])
+    levels = [level if level.shape[1:3] == size else _resample(level, size) for level in maps]
+    weights = torch.cat([torch.full_like(weights[:, :1], share), weights * (1 - share)], 1)
+    return _affinity([proxy, *levels], weights, value, method)
+
+
+def _affinity(maps: list[Tensor], weights: Tensor, value: Tensor, method: Method) -> Tensor:
+    maps = [features.to(value.dtype) for features in maps]
+    return ops.affinity_attention(maps, value, weights=weights, beta=method.beta, gamma=method.gamma)
+
+
+def _resample(level: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(level.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)

@@ -1,0 +1,277 @@
+"""The methods as values: what a paper changes in CLIP's last block, its windows and its decision.
+
+One code path computes them all (`s2clip.features`). Per window, with X_l the tokens after block l of L,
+
+    R(X) = W_o · Σ_t w_t A_t V  [+ X]  [then + FFN(LN2 ·)]      q, k, v of LN1(X); no terms: A = identity
+    F    = R(X_{L-1}) + μ R(M)                                  M = Σ_l ω_l T_l over the levels, ω = softmax(-H_l / τ)
+    F    = affinity of λ·VFM and (1-λ)·ω·levels, applied to F   when `vfm_weight` is given
+    z    = LN_post(F) P,   cos(z, text)
+
+and per picture windows, averaging, softmax with the logit scale, and the choice of a class. What differs is here.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from s2clip.errors import reject
+
+TERMS = tuple(x + y for x in "qkv" for y in "qkv")
+MERGES = ("splice", "pixel")
+TEMPLATES = ("imagenet80", "plain")
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method. Symbols in brackets are those of the paper named in `source`; `dataclasses.replace` gives ablations.
+
+    Raises `ValueError` naming the field, what it may be and what it was.
+    """
+
+    name: str
+    source: str
+
+    # Last block.
+    terms: tuple[str, ...] = ("qq", "kk", "vv")
+    """Attention terms "xy", x and y among q, k, v: softmax(x yᵀ/√d). Up to four; () is the identity: values alone."""
+    weights: tuple[float, ...] | None = None
+    """One weight per term [w_t]; None: 1/number of terms. SCLIP's (1, 1) makes rows sum to 2."""
+    residual: bool = False
+    """Add the block's input to the attention's output."""
+    feed_forward: bool = False
+    """Run the block's FFN (with its own residual) afterwards."""
+    cls_token: bool = True
+    """The CLS token takes part in the last block as query, key and value; it is dropped afterwards either way."""
+    gaussian_sigma: float | None = None
+    """[σ] patches, > 0: exp(-d²/2σ²) is added to the scores of two patches d apart (NACLIP); None: nothing added."""
+
+    # Levels: intermediate blocks weighted by spatial entropy.
+    levels: str | tuple[int, ...] = ()
+    """Blocks l whose output X_l is used, 1..L-1; "middle" is ⌈L/3⌉..L-2 (4..10 of 12); (): none."""
+    tau: float = 1.0
+    """[τ] nats, > 0: temperature of the level weights softmax(-H_l/τ); large: equal weights."""
+    mu: float = 1.0
+    """[μ] >= 0: weight of the hierarchical tokens' recombination beside that of X_{L-1}."""
+    progressive: bool = True
+    """Smooth each level by the affinity of the levels up to it, shallow to deep; False: M = Σ ω_l X_l."""
+
+    # Affinity that aggregates the patch features.
+    vfm_weight: float | None = None
+    """[λ] 0..1: share of the vision foundation model in the affinity, the rest is the levels'; None: no aggregation."""
+    beta: float = 1.2
+    """[β] similarities below β times the window's mean are cut (ProxyCLIP)."""
+    gamma: float = 3.0
+    """[γ] > 0: sharpness of the affinity's softmax (ProxyCLIP)."""
+
+    # Picture and windows.
+    short_side: int | None = 336
+    """Pixels the shorter side is resized to, keeping the ratio; None: native size."""
+    long_side: int | None = 2048
+    """Pixels the longer side may not exceed after resizing, even if the shorter gets less; None: no limit."""
+    antialias: bool = False
+    """Low-pass before shrinking. Off, as the peers' resize."""
+    crop: int | None = 336
+    """Pixels of a square window; None: the whole picture at once."""
+    stride: int = 112
+    """Pixels between windows, 1..crop; the last one is moved back to the border."""
+    merge: str = "splice"
+    """Overlaps: "splice" averages features on the patch grid (before LN_post), "pixel" averages upsampled cosines."""
+
+    # Text and decision.
+    templates: str | tuple[str, ...] = "imagenet80"
+    """Prompt templates: "imagenet80" (OpenAI's 80), "plain" (a photo of a {}.), or your own strings holding {}."""
+    logit_scale: float = 40.0
+    """[α] > 0: factor of the cosines before the softmax over all words."""
+    threshold: float = 0.0
+    """[prob_thd] 0..1: pixels whose best probability is lower become background; needs a background class."""
+    area_threshold: float | None = None
+    """[θ] 0..1: a foreground class with at most this share of the foreground pixels is dropped (SCLIP on VOC21)."""
+
+    def __post_init__(self) -> None:
+        for field in ("terms", "weights", "levels", "templates"):
+            if isinstance(getattr(self, field), list):
+                object.__setattr__(self, field, tuple(getattr(self, field)))
+        self._check_last_block()
+        self._check_levels_and_affinity()
+        self._check_picture()
+        self._check_decision()
+
+    def _require(self, condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            reject(f"Method.{field}", expected, repr(getattr(self, field)))
+
+    def _check_last_block(self) -> None:
+        terms, weights = self.terms, self.weights
+        known = isinstance(terms, tuple) and all(term in TERMS for term in terms)
+        self._require(
+            known and len(terms) <= 4 and len(set(terms)) == len(terms),
+            "terms",
+            f"a tuple of up to 4 different terms among {', '.join(TERMS)}",
+        )
+        self._require(
+            weights is None or (isinstance(weights, tuple) and len(weights) == len(terms) and all(map(_real, weights))),
+            "weights",
+            f"None or one number for each of the {len(terms)} terms",
+        )
+        for field in ("residual", "feed_forward", "cls_token", "progressive", "antialias"):
+            self._require(isinstance(getattr(self, field), bool), field, "True or False")
+        sigma = self.gaussian_sigma
+        self._require(sigma is None or (_real(sigma) and sigma > 0), "gaussian_sigma", "None or a number > 0 (patches)")
+
+    def _check_levels_and_affinity(self) -> None:
+        levels, share = self.levels, self.vfm_weight
+        self._require(
+            levels == "middle"
+            or (isinstance(levels, tuple) and all(map(_whole, levels)) and list(levels) == sorted(set(levels))),
+            "levels",
+            '"middle" or a tuple of rising block numbers',
+        )
+        self._require(_real(self.tau) and self.tau > 0, "tau", "a number > 0")
+        self._require(_real(self.mu) and self.mu >= 0, "mu", "a number >= 0")
+        self._require(share is None or (_real(share) and 0 <= share <= 1), "vfm_weight", "None or a number in 0..1")
+        self._require(share in (None, 1) or levels != (), "vfm_weight", "None or 1 where `levels` is empty")
+        self._require(_real(self.beta), "beta", "a number")
+        self._require(_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0")
+
+    def _check_picture(self) -> None:
+        for field in ("short_side", "long_side", "crop"):
+            value = getattr(self, field)
+            self._require(
+                value is None or (_whole(value) and value >= 1), field, "None or a whole number >= 1 (pixels)"
+            )
+        self._require(_whole(self.stride) and self.stride >= 1, "stride", "a whole number >= 1 (pixels)")
+        self._require(
+            self.crop is None or self.stride <= self.crop,
+            "stride",
+            f"at most the crop, {self.crop}: no pixel is missed",
+        )
+        self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
+
+    def _check_decision(self) -> None:
+        own = isinstance(self.templates, tuple) and all(isinstance(t, str) and "{}" in t for t in self.templates)
+        self._require(
+            self.templates in TEMPLATES or (own and self.templates != ()),
+            "templates",
+            f"one of {', '.join(TEMPLATES)}, or a tuple of strings that hold {{}}",
+        )
+        self._require(_real(self.logit_scale) and self.logit_scale > 0, "logit_scale", "a number > 0")
+        self._require(_real(self.threshold) and 0 <= self.threshold <= 1, "threshold", "a number in 0..1")
+        area = self.area_threshold
+        self._require(area is None or (_real(area) and 0 <= area <= 1), "area_threshold", "None or a number in 0..1")
+
+    @property
+    def uses_vfm(self) -> bool:
+        """Whether a vision foundation model is needed."""
+        return bool(self.vfm_weight)
+
+    @property
+    def uses_levels(self) -> bool:
+        """Whether any level enters the result."""
+        return self.levels != () and (self.mu > 0 or (self.vfm_weight is not None and self.vfm_weight < 1))
+
+    def resolve_levels(self, layers: int) -> tuple[int, ...]:
+        """The levels as block numbers for a model of `layers` blocks, of which the last is not a level."""
+        if self.levels == "middle":
+            first = min(math.ceil(layers / 3), layers - 1)
+            return tuple(range(first, max(layers - 2, first) + 1))
+        if any(not 0 < level < layers for level in self.levels):
+            reject("Method.levels", f"blocks 1..{layers - 1} of a model with {layers}", self.levels)
+        return self.levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Windows a model needs instead of a method's, because it was trained at another size: see `Method` for each."""
+
+    short_side: int | None
+    crop: int | None
+    stride: int
+
+    def adapt(self, method: Method) -> Method:
+        """The method with this model's windows."""
+        return dataclasses.replace(method, **dataclasses.asdict(self))
+
+
+RECIPES = {"tiny": Recipe(short_side=96, crop=64, stride=32)}
+
+_LAST_BLOCK_ALONE = {"residual": False, "feed_forward": False, "merge": "pixel"}
+_WHOLE_LAST_BLOCK = {"residual": True, "feed_forward": True, "merge": "pixel"}
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="clip",
+            source="CLIP (Radford et al. 2021), patch tokens instead of CLS; windows of SCLIP's protocol",
+            terms=("qk",),
+            crop=224,
+            **_WHOLE_LAST_BLOCK,
+        ),
+        Method(
+            name="maskclip",
+            source="MaskCLIP (Zhou et al. 2022) in its residual-free form; residual and FFN on is the original",
+            terms=(),
+            crop=224,
+            **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="sclip",
+            source="SCLIP (Wang et al. 2024), the two softmaxes added, not averaged",
+            terms=("qq", "kk"),
+            weights=(1.0, 1.0),
+            crop=224,
+            **_WHOLE_LAST_BLOCK,
+        ),
+        Method(
+            name="clearclip",
+            source="ClearCLIP (Lan et al. 2024)",
+            terms=("qq",),
+            short_side=448,
+            crop=448,
+            stride=224,
+            logit_scale=50.0,
+            **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="naclip",
+            source="NACLIP (Hajimiri et al. 2025), reduced form, without its PAMR post-processing",
+            terms=("kk",),
+            gaussian_sigma=5.0,
+            crop=224,
+            **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="proxyclip",
+            source="ProxyCLIP (Lan et al. 2024); the mean is taken per window, rows keep their diagonal",
+            terms=(),
+            vfm_weight=1.0,
+            **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="s2clip",
+            source="s2clip: levels weighted by entropy, recombined attention, CLIP-VFM affinity",
+            terms=("qq", "kk", "vv"),
+            levels="middle",
+            vfm_weight=0.5,
+        ),
+    )
+}
+
+
+def get_method(name: str | Method, **fields: object) -> Method:
+    """A method by name, with `fields` replaced. An unknown name or field raises `ValueError` listing the valid ones."""
+    if isinstance(name, str) and name not in METHODS:
+        reject("method", f"one of {', '.join(METHODS)}", repr(name))
+    valid = [field.name for field in dataclasses.fields(Method)]
+    for field in fields:
+        if field not in valid:
+            reject("method", f"the fields {', '.join(valid)}", repr(field))
+    return dataclasses.replace(METHODS[name] if isinstance(name, str) else name, **fields)

@@ -1,0 +1,67 @@
+"""Backbones of a few thousand parameters with fixed random weights, in the real classes."""
+
+import timm
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+from s2clip.backbones.clip import CLIPBackbone
+from s2clip.backbones.vfm import ViTFeatures
+
+WIDTH, HEADS, LAYERS, PATCH = 48, 3, 6, 8
+
+
+def fill(model, seed, scale=0.15):
+    """Weights large enough for attention that is far from uniform; small biases, so that patches are not all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = "norm" in name or "ln_" in name
+            parameter.copy_(
+                noise * (scale / 5 if name.endswith("bias") else scale) + (norm and name.endswith("weight"))
+            )
+    return model
+
+
+class HashTokenizer:
+    """One id per word, from its letters; 0 pads, 1 starts, 62 is unknown, 63 ends."""
+
+    def __call__(self, texts):
+        tokens = torch.zeros(len(texts), 16, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids = [2 + sum(map(ord, word)) * 7 % 60 for word in text.lower().replace(".", "").split()][:14]
+            tokens[row, : len(ids) + 2] = torch.tensor([1, *ids, 63])
+        return tokens
+
+    def unknown_words(self, texts):
+        return [word for text in texts for word in text.split() if word == "zyx"]
+
+
+def small_clip(seed=0, patch=PATCH):
+    generator_state = torch.random.get_rng_state()
+    model = CLIP(
+        embed_dim=32,
+        vision_cfg=CLIPVisionCfg(
+            layers=LAYERS, width=WIDTH, head_width=WIDTH // HEADS, patch_size=patch, image_size=32
+        ),
+        text_cfg=CLIPTextCfg(context_length=16, vocab_size=64, width=32, heads=2, layers=2),
+    )
+    torch.random.set_rng_state(generator_state)
+    return CLIPBackbone(fill(model, seed).eval(), HashTokenizer(), name="small")
+
+
+def small_vfm(seed=1, patch=4):
+    generator_state = torch.random.get_rng_state()
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=patch, embed_dim=24, depth=2, num_heads=2, num_classes=0
+    )
+    torch.random.set_rng_state(generator_state)
+    return ViTFeatures(fill(model, seed).eval(), name="small-dino")
+
+
+def picture(height, width, seed=0):
+    """uint8 [3,H,W]: coloured blocks with noise, so that windows and patches differ."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.rand(1, 3, 5, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(blocks, (height, width), mode="nearest")[0]
+    return ((smooth * 0.7 + torch.rand(3, height, width, generator=generator) * 0.3) * 255).to(torch.uint8)
