@@ -58,7 +58,6 @@ setup(
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

@@ -1,0 +1,378 @@
+"""The program as a user meets it: exit codes, one clear line for every bad input, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from s2clip import cli, images, scenes
+from s2clip.inputs import expand, name_outputs
+
+CLASSES = "sky, water; sea, grass, house"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the program inside of this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+    return call
+
+
+def paint(path, seed=0, size=(48, 64)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scenes.generate(seed, size)[0]).save(path)
+    return path
+
+
+def one_line(result):
+    """The error of a usage or environment failure: click prints a usage hint before it."""
+    return next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
+
+
+def test_segment_writes_a_label_map_of_the_pictures_size(run, tmp_path):
+    paint(tmp_path / "a.png")
+    result = run("segment", "a.png", "--classes", CLASSES, "--method", "clip")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.overlay.png",
+        "a.png",
+        "classes.json",
+        "run.json",
+    ]
+    labels = Image.open(tmp_path / "out/a.png")
+    assert (labels.mode, labels.size) == ("P", (64, 48))
+    assert np.asarray(labels).max() < 4
+    run_file = json.loads((tmp_path / "out/run.json").read_text())
+    assert run_file["settings"]["method"]["name"] == "clip"
+    assert len(run_file["settings"]["weights_sha256"]["clip"]) == 64
+    assert run_file["failed"] == []
+    assert "a.png: " in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_batch_does_the_good_pictures_and_lists_the_bad_ones(run, tmp_path):
+    paint(tmp_path / "photos/a.png")
+    paint(tmp_path / "photos/b.jpg")
+    whole = (tmp_path / "photos/b.jpg").read_bytes()
+    (tmp_path / "photos/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "photos/zero.png").touch()
+    (tmp_path / "photos/notes.txt").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    result = run("segment", "photos", "missing.jpg", "empty", "none*.png", "--classes", CLASSES, "--method", "clip")
+    assert result.exit_code == 1
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.png", "a.overlay.png", "b.png", "b.overlay.png", "classes.json", "run.json"}
+    lines = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 5
+    for name, reason in {
+        "photos/cut.jpg": "truncated",
+        "photos/zero.png": "empty file",
+        "missing.jpg": "no such file",
+        "empty": "no pictures in this folder",
+        "none*.png": "nothing matches",
+    }.items():
+        assert any(line.startswith(f"failed: {name}: ") and reason in line for line in lines), name
+    assert result.stderr.splitlines()[-1] == "2 done, 5 failed"
+    failed = json.loads((tmp_path / "out/run.json").read_text())["failed"]
+    assert {row["source"] for row in failed} == {
+        "photos/cut.jpg",
+        "photos/zero.png",
+        "missing.jpg",
+        "empty",
+        "none*.png",
+    }
+
+
+def test_json_is_one_object(run, tmp_path):
+    paint(tmp_path / "a.png")
+    result = run(
+        "segment", "a.png", "no.png", "--classes", CLASSES, "--method", "clip", "--json", "--format", "png,npz,coco"
+    )
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert set(document) == {"images", "failed"}
+    assert set(document["images"][0]["files"]) == {"png", "npz", "coco"}
+    assert sum(document["images"][0]["shares"].values()) == pytest.approx(1, abs=1e-4)
+    assert document["failed"] == [{"source": "no.png", "error": "no such file"}]
+
+
+def test_pictures_of_one_name_get_files_of_their_own(run, tmp_path):
+    paint(tmp_path / "one/a.png", size=(40, 64))
+    paint(tmp_path / "two/a.jpg", size=(48, 64))
+    result = run("segment", "one/a.png", "two/a.jpg", "one/a.png", "--classes", CLASSES, "--method", "clip")
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "out/a.png").size == (64, 40)
+    assert Image.open(tmp_path / "out/a-2.png").size == (64, 48)
+    assert not (tmp_path / "out/a-3.png").exists()
+    images = json.loads((tmp_path / "out/run.json").read_text())["images"]
+    assert [image["source"] for image in images] == ["one/a.png", "two/a.jpg"]
+
+
+def test_names_that_meet_in_other_ways(tmp_path):
+    for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg"):
+        paint(tmp_path / name, size=(8, 8))
+    pictures, failures = expand(
+        [str(tmp_path / name) for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg")]
+    )
+    assert failures == []
+    stems = name_outputs(pictures, tmp_path / "out", ("png", "overlay"))
+    assert stems == ["x", "x.overlay-2", "x-2", "X-3", "x-4"]
+
+
+def test_a_result_never_replaces_a_picture(run, tmp_path):
+    before = paint(tmp_path / "a.png").read_bytes()
+    result = run("segment", "a.png", "--classes", CLASSES, "-o", ".")
+    assert result.exit_code == 2
+    assert "would replace a picture" in one_line(result)
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/b.png", "p/a.JPG", "p/deep/c.png"):
+        paint(tmp_path / name, size=(8, 8))
+    pictures, failures = expand(["p", "p/*.png", "p/**/*.png", "./p/b.png"])
+    assert [str(path) for path in pictures] == ["p/a.JPG", "p/b.png", "p/deep/c.png"]
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", ""], "at least one name"),
+        (["--classes", "sky,,tree"], "empty name"),
+        (["--classes", "sky, Sky"], "repeat"),
+        (["--classes", "sky; sky"], "repeat"),
+        ([], "--classes or by --classes-file"),
+        (["--classes", "sky", "--classes-file", "f"], "--classes or by --classes-file"),
+        (["--classes-file", "no.txt"], "no.txt: No such file"),
+        (["--classes-file", "a.png"], "not UTF-8"),
+        (["--classes", "sky", "--model", "ViT-X"], "tiny, ViT-B-16, ViT-L-14, ViT-H-14, got 'ViT-X'"),
+        (["--classes", "sky", "--method", "magic"], "clip, maskclip, sclip, clearclip, naclip, proxyclip, s2clip"),
+        (["--classes", "sky", "--vfm", "dino-x"], "dino-b8"),
+        (["--classes", "sky", "--refine", "magic"], "none"),
+        (["--classes", "sky", "--threshold", "0.5"], "--threshold needs --background"),
+        (["--classes", "sky", "--threshold", "2", "--background", "sky"], "threshold"),
+        (["--classes", "sky", "--threshold", "0.5", "--background", "tree"], "background"),
+        (["--classes", "sky", "--format", "png,gif"], "png, overlay, coco, npz, got 'gif'"),
+        (["--classes", "sky", "--max-megapixels", "0"], "--max-megapixels"),
+        (["--classes", "sky", "--device", "toaster"], "--device must be"),
+        (["--classes", "sky", "--crop", "-5"], "crop"),
+        (["--classes", "sky", "--no-such-option"], "No such option"),
+    ],
+)
+def test_usage_errors(run, tmp_path, arguments, message):
+    paint(tmp_path / "a.png", size=(8, 8))
+    result = run("segment", "a.png", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in one_line(result)
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/no/such"])
+def test_an_output_folder_that_cannot_be_written_stops_everything_before_the_work(run, tmp_path, monkeypatch, output):
+    paint(tmp_path / "a.png")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cli, "load_segmenter", lambda *args, **kwargs: pytest.fail("work was done"))
+    result = run("segment", "a.png", "--classes", CLASSES, "-o", output)
+    assert result.exit_code == 3
+    assert f"{output}: cannot write there" in one_line(result)
+
+
+def test_missing_weights_are_the_environments_fault(run, tmp_path):
+    paint(tmp_path / "a.png")
+    result = run(
+        *("segment", "a.png", "--classes", CLASSES, "--model", "ViT-B-16", "--method", "clip"),
+        *("--cache-dir", tmp_path / "cache", "--local-files-only"),
+    )
+    assert result.exit_code == 3
+    assert "ViT-B-16" in result.stderr
+    assert "--model tiny" in result.stderr
+
+
+def test_a_device_that_is_not_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    paint(tmp_path / "a.png")
+    result = run("segment", "a.png", "--classes", CLASSES, "--device", "cuda")
+    assert result.exit_code == 3
+    assert "no CUDA device" in one_line(result)
+
+
+def test_only_bad_inputs_load_no_model(run, monkeypatch):
+    monkeypatch.setattr(cli, "load_segmenter", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    result = run("segment", "no.png", "--classes", CLASSES)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == ["failed: no.png: no such file", "0 done, 1 failed"]
+
+
+def test_the_pixel_limit(run, tmp_path):
+    paint(tmp_path / "a.png", size=(48, 64))
+    result = run("segment", "a.png", "--classes", CLASSES, "--method", "clip", "--max-megapixels", "0.003")
+    assert result.exit_code == 1
+    assert "megapixels, over the limit of 0.003" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_unknown_words_are_said_in_one_line(run, tmp_path):
+    paint(tmp_path / "a.png")
+    result = run("segment", "a.png", "--classes", "sky, xylophone, tree", "--method", "clip")
+    assert result.exit_code == 0
+    assert len(result.stderr.splitlines()) == 1
+    assert "xylophone" in result.stderr
+
+
+def test_threshold_gives_pixels_to_the_background(run, tmp_path):
+    paint(tmp_path / "a.png")
+    arguments = ("segment", "a.png", "--classes", "sky, water; sea, tree", "--method", "clip", "--json")
+    result = run(*arguments, "--threshold", "1", "--background", "sea")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["images"][0]["shares"] == {"sky": 0.0, "water; sea": 1.0, "tree": 0.0}
+    assert json.loads((tmp_path / "out/classes.json").read_text())["background"] == 1
+
+
+def test_classes_from_a_file(run, tmp_path):
+    paint(tmp_path / "a.png")
+    (tmp_path / "classes.txt").write_text("# mine\nsky\n\nwater; sea\n")
+    result = run("segment", "a.png", "--classes-file", "classes.txt", "--method", "clip", "--json")
+    assert set(json.loads(result.stdout)["images"][0]["shares"]) == {"sky", "water; sea"}
+
+
+def test_demo_writes_its_files_and_says_where(run, tmp_path):
+    result = run("demo")
+    assert result.exit_code == 0, result.output
+    for name in ("input.png", "png", "overlay.png"):
+        path = f"out/demo/scene-{cli.DEMO_SCENE}.{name}"
+        assert path in result.stdout
+        assert (tmp_path / path).is_file()
+    truth = scenes.generate(cli.DEMO_SCENE)[1]
+    assert np.asarray(Image.open(tmp_path / f"out/demo/scene-{cli.DEMO_SCENE}.png")).shape == truth.shape
+    for name in ("%", "load", "ms"):
+        assert name in result.stdout
+    record = json.loads(run("demo", "--json", "--scene", "3").stdout)
+    assert record["source"] == "out/demo/scene-3.input.png"
+    assert 0 <= record["pixel_accuracy"] <= 1
+
+
+def test_evaluate_prints_methods_side_by_side(run):
+    result = run("evaluate", "scenes", "--method", "clip", "maskclip", "--method", "sclip", "--limit", "2")
+    assert result.exit_code == 0, result.output
+    head = next(line for line in result.stdout.splitlines() if "maskclip" in line)
+    assert head.split() == ["clip", "maskclip", "sclip"]
+    for name in (*scenes.CLASSES, "mIoU", "pixel accuracy", "ms per image"):
+        line = next(line for line in result.stdout.splitlines() if line.startswith(name))
+        assert len(line.removeprefix(name).split()) == 3
+
+
+def test_evaluate_json_holds_what_the_table_shows(run):
+    arguments = ("evaluate", "scenes", "--method", "clip", "s2clip", "--limit", "3", "--seed", "5", "--json")
+    document = json.loads(run(*arguments).stdout)
+    assert set(document) == {"dataset", "rows"}
+    assert document["dataset"] == "scenes"
+    assert [row["method"] for row in document["rows"]] == ["clip", "s2clip"]
+    for row in document["rows"]:
+        assert set(row) == {"method", "refine", "miou", "pixel_accuracy", "per_class", "ms_per_image"}
+        assert row["refine"] == "none"
+        assert tuple(row["per_class"]) == scenes.CLASSES
+        known = [iou for iou in row["per_class"].values() if iou is not None]
+        assert row["miou"] == pytest.approx(np.mean(known), abs=0.02)
+        assert row["ms_per_image"] > 0
+    again = json.loads(run(*arguments).stdout)
+    assert [row["per_class"] for row in again["rows"]] == [row["per_class"] for row in document["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "'scenes'"),
+        (["scenes", "--method", "magic"], "clip, maskclip"),
+        (["scenes", "--refine", "magic"], "none"),
+        (["scenes", "--limit", "0"], "limit must lie in 1..10000"),
+        (["scenes", "--seed", "-1"], "seed must lie in 0..99999"),
+        (["scenes", "--seed", "100000"], "trained on"),
+    ],
+)
+def test_evaluate_usage_errors(run, arguments, message):
+    result = run("evaluate", *arguments)
+    assert result.exit_code == 2
+    assert message in one_line(result)
+
+
+def test_doctor_reports_and_fails_on_a_problem(run, monkeypatch):
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("torch", "triton", "gpu", "cache", "tiny (clip): embedded", "ViT-H-14", "no problem found"):
+        assert word in result.stdout
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["versions"]["s2clip"]
+    assert found["problems"] == []
+    monkeypatch.setattr("s2clip.doctor.OLDEST_TORCH", "999")
+    result = run("doctor")
+    assert result.exit_code == 3
+    assert "older than 999" in result.stdout
+
+
+def test_doctor_does_without_triton(run, monkeypatch):
+    import s2clip.doctor
+    import s2clip.result
+
+    without = {**s2clip.result.versions(), "triton": None}
+    monkeypatch.setattr(s2clip.doctor, "versions", lambda: without)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    assert "the CPU path works" in result.stdout
+
+
+def test_every_command_has_help():
+    for command in ("segment", "demo", "evaluate", "doctor"):
+        result = CliRunner().invoke(cli.main, [command, "--help"])
+        assert result.exit_code == 0
+        assert isinstance(cli.main.commands[command], click.Command)
+        assert "Usage: " in result.stdout
+
+
+def test_an_interrupt_keeps_what_is_done(run, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / name)
+    read = images.read_image
+
+    def interrupted_at_b(source, **limits):
+        if str(source) == "b.png":
+            raise KeyboardInterrupt
+        return read(source, **limits)
+
+    monkeypatch.setattr("s2clip.segmenter.read_image", interrupted_at_b)
+    result = run("segment", "a.png", "b.png", "--classes", CLASSES, "--method", "clip")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert len(json.loads((tmp_path / "out/run.json").read_text())["images"]) == 1
+
+
+def test_the_program_in_processes_of_its_own(tmp_path):
+    """`python -m s2clip` and the installed script: exit codes, and stderr apart from stdout."""
+    paint(tmp_path / "a.png")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+    def process(*command):
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    module = (sys.executable, "-m", "s2clip")
+    script = (os.path.join(os.path.dirname(sys.executable), "s2clip"),)
+    good = process(*module, "segment", "a.png", "no.png", "--classes", CLASSES, "--method", "clip", "--json")
+    assert good.returncode == 1, good.stderr
+    assert len(json.loads(good.stdout)["images"]) == 1
+    assert good.stderr.splitlines() == ["failed: no.png: no such file", "1 done, 1 failed"]
+    usage = process(*script, "segment", "a.png", "--classes", "sky", "--method", "magic")
+    assert usage.returncode == 2
+    assert usage.stdout == ""
+    assert "Traceback" not in usage.stderr
