@@ -1,0 +1,260 @@
+"""Pixel decision: bilinear resize, softmax over words, maximum over the words of a class, argmax, in one pass.
+
+v_q = bilinear(logits_q), p_q = exp(scale (v_q - max v)) / sum_q exp(scale (v_q - max v)); class score s_k = max p_q
+over the words q of class k; label = first argmax_k s_k, `background` where s < threshold. `launch_scores` writes s_k.
+
+B images, Q words, K classes, h x w patch logits, H x W pixels.
+
+Every word belongs to a class, so the best class is the class of the best word and its score is 1 / sum exp(...): the
+decision needs no class scores, and one exponential per word with the running maximum and sum of the streaming softmax.
+The patch logits stay in cache (ADE20K: 150 x 42 x 63 in fp16 are 0.8 MB).
+
+Never written: the upsampled logits and probabilities [B,Q,H,W]; at Q = 150 and 512 x 683 pixels 210 MB each in fp32,
+read back about four times by the published chain. Written: 8 bytes per pixel.
+
+fp16, bf16, fp32; arithmetic in fp32. One program owns its pixels: no atomics, bitwise the same each run.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from s2clip.kernels.inspect import Case
+from s2clip.kernels.tiles import architecture
+
+LOG2E = 1.4426950408889634
+
+
+class Configuration(NamedTuple):
+    """Pixels of a program and its warps."""
+
+    block: int
+    warps: int
+
+
+def configuration(arch: int, *, scores: bool) -> Configuration:
+    """Two pixels a thread hide the cache for the decision; for the scores one, as two spill 8 bytes on sm_120."""
+    if arch == 0:
+        return Configuration(1024, 1)
+    return Configuration(256, 8) if scores else Configuration(256, 4)
+
+
+@triton.jit
+def _taps(position, out_size, in_size):
+    """(low, high, fraction) of F.interpolate(mode="bilinear", align_corners=False) along one axis."""
+    scale = in_size.to(tl.float32) / out_size.to(tl.float32)
+    source = tl.maximum((position.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
+    low = tl.minimum(source.to(tl.int32), in_size - 1)
+    high = tl.minimum(low + 1, in_size - 1)
+    return low, high, source - low.to(tl.float32)
+
+
+@triton.jit
+def _bilinear(plane, top, bottom, left, right, share_y, share_x, inside):
+    """[BLOCK] values of one plane; `top` and `bottom` are offsets of rows, `left` and `right` of columns."""
+    top_left = tl.load(plane + top + left, mask=inside, other=0.0).to(tl.float32)
+    top_right = tl.load(plane + top + right, mask=inside, other=0.0).to(tl.float32)
+    bottom_left = tl.load(plane + bottom + left, mask=inside, other=0.0).to(tl.float32)
+    bottom_right = tl.load(plane + bottom + right, mask=inside, other=0.0).to(tl.float32)
+    upper = top_left * (1.0 - share_x) + top_right * share_x
+    lower = bottom_left * (1.0 - share_x) + bottom_right * share_x
+    return upper * (1.0 - share_y) + lower * share_y
+
+
+@triton.jit
+def _streaming_softmax(value, largest, total):
+    """One step of max and sum exp2(value - max) with a single exponential."""
+    grows = value > largest
+    decay = tl.exp2(-tl.abs(value - largest))
+    total = tl.where(grows, total * decay + 1.0, total + decay)
+    return tl.where(grows, value, largest), total
+
+
+@triton.jit(do_not_specialize=["background", "words", "height", "width", "rows", "columns"])
+def _classify_pixels_kernel(
+    logits,
+    class_index,
+    labels,
+    confidence,
+    words,
+    rows,
+    columns,
+    height,
+    width,
+    scale_log2e,
+    threshold,
+    background,
+    BLOCK: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < height * width
+    top, bottom, share_y = _taps(pixel // width, height, rows)
+    left, right, share_x = _taps(pixel % width, width, columns)
+    top = top * columns
+    bottom = bottom * columns
+    plane = logits + image * words * rows * columns
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    label = tl.zeros([BLOCK], tl.int32)
+    largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    total = tl.zeros([BLOCK], tl.float32)
+    finite = pixel >= 0
+    for word in range(0, words):
+        value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        plane += rows * columns
+        finite = finite & (tl.abs(value) < float("inf"))
+        index = tl.load(class_index + word).to(tl.int32)
+        better = (value > best) | ((value == best) & (index < label))
+        best = tl.where(better, value, best)
+        label = tl.where(better, index, label)
+        largest, total = _streaming_softmax(value * scale_log2e, largest, total)
+    score = 1.0 / total
+    label = tl.where(score < threshold, background, label)
+    out = image * height * width + pixel
+    tl.store(labels + out, tl.where(finite, label, -1), mask=inside)
+    tl.store(confidence + out, tl.where(finite, score, float("nan")), mask=inside)
+
+
+@triton.jit(do_not_specialize=["words", "classes", "height", "width", "rows", "columns"])
+def _class_scores_kernel(
+    logits,
+    word_order,
+    class_start,
+    scores,
+    words,
+    classes,
+    rows,
+    columns,
+    height,
+    width,
+    scale_log2e,
+    BLOCK: tl.constexpr,
+):
+    """word_order sorts the words by class; those of class k are word_order[class_start[k]:class_start[k + 1]]."""
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < height * width
+    top, bottom, share_y = _taps(pixel // width, height, rows)
+    left, right, share_x = _taps(pixel % width, width, columns)
+    top = top * columns
+    bottom = bottom * columns
+    planes = logits + image * words * rows * columns
+    largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    total = tl.zeros([BLOCK], tl.float32)
+    finite = pixel >= 0
+    plane = planes
+    for _ in range(0, words):
+        value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        plane += rows * columns
+        finite = finite & (tl.abs(value) < float("inf"))
+        largest, total = _streaming_softmax(value * scale_log2e, largest, total)
+    out = scores + image * classes * height * width + pixel
+    for index in range(0, classes):
+        score = tl.zeros([BLOCK], tl.float32)
+        for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
+            plane = planes + tl.load(word_order + position) * rows * columns
+            value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+            score = tl.maximum(score, tl.exp2(value * scale_log2e - largest) / total)
+        tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
+        out += height * width
+
+
+def launch(
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    scale: float,
+    class_index: torch.Tensor,
+    classes: int,
+    threshold: float,
+    background: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `reference.classify_pixels`."""
+    batch, words, rows, columns = logits.shape
+    height, width = size
+    labels = torch.empty((batch, height, width), dtype=torch.int32, device=logits.device)
+    confidence = torch.empty((batch, height, width), dtype=torch.float32, device=logits.device)
+    if labels.numel() == 0:
+        return labels, confidence
+    block, warps = configuration(architecture(logits.device), scores=False)
+    _classify_pixels_kernel[(triton.cdiv(height * width, block), batch)](
+        logits.contiguous(),
+        class_index,
+        labels,
+        confidence,
+        words,
+        rows,
+        columns,
+        height,
+        width,
+        scale * LOG2E,
+        float(threshold),
+        background,
+        BLOCK=block,
+        num_warps=warps,
+        enable_fp_fusion=False,  # equal logits of two words must stay equal, and round as F.interpolate's
+    )
+    return labels, confidence
+
+
+def launch_scores(
+    logits: torch.Tensor, size: tuple[int, int], scale: float, class_index: torch.Tensor, classes: int
+) -> torch.Tensor:
+    """As `reference.class_scores`."""
+    batch, words, rows, columns = logits.shape
+    height, width = size
+    scores = torch.empty((batch, classes, height, width), dtype=logits.dtype, device=logits.device)
+    if scores.numel() == 0:
+        return scores
+    sorted_index, word_order = class_index.sort(stable=True)
+    boundaries = torch.arange(classes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
+    class_start = torch.searchsorted(sorted_index, boundaries).to(torch.int32)
+    block, warps = configuration(architecture(logits.device), scores=True)
+    _class_scores_kernel[(triton.cdiv(height * width, block), batch)](
+        logits.contiguous(),
+        word_order,
+        class_start,
+        scores,
+        words,
+        classes,
+        rows,
+        columns,
+        height,
+        width,
+        scale * LOG2E,
+        BLOCK=block,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
+    return scores
+
+
+def compile_cases(arch: int) -> Iterator[Case]:
+    """Every configuration shipped for `arch`."""
+    sizes = dict.fromkeys(("words", "rows", "columns", "height", "width"), "i32")
+    floats = {"scale_log2e": "fp32"}
+    for pointer in ("*fp16", "*bf16", "*fp32"):
+        decided = {"class_index": "*i64", "labels": "*i32", "confidence": "*fp32"}
+        block, warps = configuration(arch, scores=False)
+        yield Case(
+            _classify_pixels_kernel,
+            pointer[1:],
+            {"logits": pointer, **decided, **sizes, **floats, "threshold": "fp32", "background": "i32"},
+            {"BLOCK": block},
+            num_warps=warps,
+            aligned=("logits", *decided),
+            enable_fp_fusion=False,
+        )
+        listed = {"word_order": "*i64", "class_start": "*i32", "scores": pointer}
+        block, warps = configuration(arch, scores=True)
+        yield Case(
+            _class_scores_kernel,
+            pointer[1:],
+            {"logits": pointer, **listed, **sizes, **floats, "classes": "i32"},
+            {"BLOCK": block},
+            num_warps=warps,
+            aligned=("logits", *listed),
+            enable_fp_fusion=False,
+        )

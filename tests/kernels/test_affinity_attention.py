@@ -1,0 +1,159 @@
+"""The affinity kernel against its reference.
+
+The interpreter runs programs one after another in fp32: it shows the arithmetic, the masks and the bookkeeping, not the
+tensor cores' products of half precision (bf16 tiles are cast to fp32 here), nor races between programs (there are none
+to find: every element of every buffer has one writer).
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from s2clip.kernels import affinity_attention, reference
+from s2clip.testing import assert_within_budget
+
+BETA, GAMMA = 1.2, 3.0
+
+# (batch, (H, W), (h, w), channels of each map, D): what the row is there for
+SHAPES = {
+    "one token": (1, (1, 1), (1, 1), (24,), 8),
+    "prime sizes, same grid": (2, (5, 7), (5, 7), (24,), 16),
+    "value grid two times coarser, two maps": (2, (10, 14), (5, 7), (24, 40), 16),
+    "value grid coarser by odd factors, D across a tile": (1, (9, 13), (5, 4), (33,), 70),
+    "value grid finer": (1, (6, 5), (9, 11), (16, 8, 8), 20),
+    "value grid coarser in one axis only": (1, (12, 4), (3, 5), (16,), 8),
+    "several tiles of rows": (2, (17, 9), (3, 5), (130,), 24),
+}
+
+
+def clustered(batch, size, channels, dtype, seed=0):
+    """Maps whose cosines lie far from any threshold: each position is one of three directions plus 2 % of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    member = torch.randint(3, (batch, height, width), generator=generator)
+    maps = []
+    for count in channels:
+        centres = torch.linalg.qr(torch.randn(count, 3, generator=generator)).Q.T * 5
+        noise = 0.02 * torch.randn(batch, height, width, count, generator=generator)
+        maps.append((centres[member] + noise).to(dtype))
+    return maps
+
+
+def weights_of(batch, maps, seed=1):
+    weights = torch.rand(batch, maps, generator=torch.Generator().manual_seed(seed)) + 0.1
+    return weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.usefixtures("poisoned")
+def test_agrees_with_the_reference_in_double(shape, dtype):
+    batch, size, value_size, channels, value_channels = shape
+    features = clustered(batch, size, channels, dtype)
+    value = torch.randn(batch, *value_size, value_channels, generator=torch.Generator().manual_seed(2)).to(dtype)
+    arguments = (features, value, weights_of(batch, len(channels)), BETA, GAMMA, None)
+    assert_within_budget(affinity_attention.launch(*arguments), reference.affinity_attention, *arguments)
+
+
+def test_given_mean_replaces_the_image_mean():
+    features = clustered(2, (6, 7), (24,), torch.float32)
+    value = torch.randn(2, 6, 7, 8)
+    arguments = (features, value, torch.ones(2, 1), BETA, GAMMA, torch.tensor([-0.9, 0.5]))
+    result = affinity_attention.launch(*arguments)
+    torch.testing.assert_close(result, reference.affinity_attention(*arguments))
+    assert not torch.allclose(result, affinity_attention.launch(*arguments[:-1], None))
+
+
+def test_flat_image_keeps_its_values():
+    """All patches alike: mean S = 1 and the threshold beta > 1 removes all but the diagonal (the peers give NaN)."""
+    features = [torch.ones(1, 4, 5, 16)]
+    value = torch.randn(1, 4, 5, 8)
+    torch.testing.assert_close(affinity_attention.launch(features, value, torch.ones(1, 1), BETA, GAMMA, None), value)
+
+
+def test_zero_vectors_are_no_division_by_zero():
+    features = clustered(1, (4, 5), (16,), torch.float16)
+    features[0][0, 1, 2] = 0
+    arguments = (features, torch.randn(1, 4, 5, 8).half(), torch.ones(1, 1), BETA, GAMMA, None)
+    expected = reference.affinity_attention(*arguments)
+    torch.testing.assert_close(affinity_attention.launch(*arguments), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # inf / inf in the interpreter's NumPy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_feature_makes_its_image_nan_and_no_other(bad):
+    features = clustered(2, (4, 5), (16,), torch.float32)
+    features[0][1, 2, 3, 4] = bad
+    value = torch.randn(2, 4, 5, 8)
+    result = affinity_attention.launch(features, value, torch.ones(2, 1), BETA, GAMMA, None)
+    assert result[1].isnan().all()
+    assert result[0].isfinite().all()
+
+
+def test_nan_mean_and_nan_value_propagate():
+    features = clustered(1, (4, 5), (16,), torch.float32)
+    value = torch.randn(1, 4, 5, 8)
+    nan = torch.tensor([float("nan")])
+    assert affinity_attention.launch(features, value, torch.ones(1, 1), BETA, GAMMA, nan).isnan().all()
+    value[0, 0, 0, 3] = float("nan")
+    result = affinity_attention.launch(features, value, torch.ones(1, 1), BETA, GAMMA, None)
+    assert result[..., 3].isnan().any()
+    assert result[..., :3].isfinite().all()
+
+
+def test_strips_of_rows_give_what_the_whole_gives(monkeypatch):
+    """Where P passes STRIP_BYTES it is made and used strip by strip: here 64 rows of 192 columns at a time."""
+    features = clustered(2, (13, 11), (24,), torch.float32)
+    value = torch.randn(2, 7, 5, 8)
+    arguments = (features, value, torch.ones(2, 1), BETA, GAMMA, None)
+    whole = affinity_attention.launch(*arguments)
+    assert affinity_attention.strip_plan(143, 4, 64)[1:] == (143, 305)
+    monkeypatch.setattr(affinity_attention, "STRIP_BYTES", 64 * 192 * 4)
+    assert affinity_attention.strip_plan(143, 4, 64) == (192, 64, 1)
+    torch.testing.assert_close(affinity_attention.launch(*arguments), whole)
+
+
+def test_images_held_one_at_a_time_are_bitwise_the_same(monkeypatch):
+    features = clustered(3, (6, 7), (24,), torch.float32)
+    value = torch.randn(3, 3, 4, 8)
+    weights = weights_of(3, 1)
+    whole = affinity_attention.launch(features, value, weights, BETA, GAMMA, None)
+    for image in range(3):
+        one = slice(image, image + 1)
+        alone = affinity_attention.launch([features[0][one]], value[one], weights[one], BETA, GAMMA, None)
+        assert torch.equal(alone, whole[one])
+    monkeypatch.setattr(affinity_attention, "STRIP_BYTES", 64 * 64 * 4)
+    assert torch.equal(affinity_attention.launch(features, value, weights, BETA, GAMMA, None), whole)
+
+
+def test_views_are_read_through_their_strides():
+    features = clustered(2, (5, 7), (24,), torch.float32)
+    value = torch.randn(2, 8, 3, 4).permute(0, 2, 3, 1)
+    turned = [maps.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for maps in features]
+    sliced = [torch.cat([maps, maps], -1)[..., :24] for maps in features]
+    expected = affinity_attention.launch(features, value.contiguous(), torch.ones(2, 1), BETA, GAMMA, None)
+    for views in (turned, sliced):
+        assert torch.equal(affinity_attention.launch(views, value, torch.ones(2, 1), BETA, GAMMA, None), expected)
+
+
+def test_empty_batch_and_empty_value_channels():
+    features = [torch.zeros(0, 3, 4, 16)]
+    result = affinity_attention.launch(features, torch.zeros(0, 3, 4, 8), torch.ones(0, 1), BETA, GAMMA, None)
+    assert result.shape == (0, 3, 4, 8)
+    result = affinity_attention.launch(
+        [torch.ones(1, 3, 4, 16)], torch.zeros(1, 3, 4, 0), torch.ones(1, 1), BETA, GAMMA, None
+    )
+    assert result.shape == (1, 3, 4, 0)
+
+
+def test_the_identities_behind_the_kernel():
+    """In float64: the mean's closed form, the diagonal as row maximum, the folded resize."""
+    features = torch.randn(1, 30, 12, dtype=torch.float64)
+    unit = F.normalize(features, dim=-1)[0]
+    similarity = unit @ unit.T
+    torch.testing.assert_close(similarity.mean(), unit.mean(0).square().sum(), rtol=0, atol=1e-15)
+    shifted = (GAMMA * (similarity - 1)).exp()
+    torch.testing.assert_close(shifted / shifted.sum(1, keepdim=True), (GAMMA * similarity).softmax(1))
+    resize = F.interpolate(torch.eye(6, dtype=torch.float64).view(6, 1, 2, 3), (5, 6), mode="bilinear").flatten(1).T
+    value = torch.randn(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(shifted @ (resize @ value), (shifted @ resize) @ value)
