@@ -165,7 +165,7 @@ def segment(
         if threshold and background is None:
             raise ValueError("--threshold needs --background: one of the classes")
         if max_megapixels <= 0:
-            raise ValueError(f"--max-megapixels must be positive, got {max_megapixels:g}")
+            raise ValueError(f"--max-megapixels must be positive, received {max_megapixels:g}")
         pictures, failures = expand(sources)
         stems = name_outputs(pictures, output, chosen)
     writable_folder(output)
@@ -310,7 +310,7 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
         try:
             kind = torch.device(device).type
         except RuntimeError:
-            raise click.UsageError(f"--device must be cpu, cuda or cuda:N, got {device!r}") from None
+            raise click.UsageError(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
         if kind == "cuda" and not torch.cuda.is_available():
             raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
     with usage_errors():

@@ -55,9 +55,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         return _from_pil(source, getattr(source, "filename", "") or "PIL image", max_pixels)
     if isinstance(source, str | os.PathLike):
         return _from_file(os.fspath(source), max_pixels)
-    raise ImageError(
-        f"image: expected a path, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W], got {type(source).__name__}"
-    )
+    accepted = "a path, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W]"
+    raise ImageError(f"image: expected {accepted}, received {type(source).__name__}")
 
 
 def _from_file(name: str, max_pixels: int) -> Tensor:
@@ -150,13 +149,13 @@ def _from_array(array: np.ndarray) -> Tensor:
         hint = (
             "; scale it to 0..255 and convert: (image * 255).round().astype('uint8')" if array.dtype.kind == "f" else ""
         )
-        raise ImageError(f"image array: expected dtype uint8, got {array.dtype}{hint}")
+        raise ImageError(f"image array: expected dtype uint8, received {array.dtype}{hint}")
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         channels_first = array.ndim == 3 and array.shape[0] == 3
         hint = "; move the channels last: image.transpose(1, 2, 0)" if channels_first else ""
-        raise ImageError(f"image array: expected [H,W,3] in RGB order or [H,W], got {list(array.shape)}{hint}")
+        raise ImageError(f"image array: expected [H,W,3] in RGB order or [H,W], received {list(array.shape)}{hint}")
     return _with_three_channels(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), "image array")
 
 
@@ -166,16 +165,16 @@ def _from_tensor(image: Tensor) -> Tensor:
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         hint = "; move the channels first: image.permute(2, 0, 1)" if image.ndim == 3 and image.shape[2] == 3 else ""
         hint = "; give a batch as a list of images" if image.ndim == 4 else hint
-        raise ImageError(f"image tensor: expected [3,H,W], [1,H,W] or [H,W], got {list(image.shape)}{hint}")
+        raise ImageError(f"image tensor: expected [3,H,W], [1,H,W] or [H,W], received {list(image.shape)}{hint}")
     image = image.detach().cpu()
     if image.is_floating_point():
         image = image.float()
         if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
             low, high = image.min().item(), image.max().item()
-            raise ImageError(f"image tensor: expected finite floats in [0,1], got values from {low:g} to {high:g}")
+            raise ImageError(f"image tensor: expected finite floats in [0,1], received values from {low:g} to {high:g}")
         image = (image * 255).round().to(torch.uint8)
     elif image.dtype != torch.uint8:
-        raise ImageError(f"image tensor: expected uint8 or floats in [0,1], got {image.dtype}")
+        raise ImageError(f"image tensor: expected uint8 or floats in [0,1], received {image.dtype}")
     return _with_three_channels(image, "image tensor")
 
 

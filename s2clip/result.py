@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from s2clip.errors import OutputError
+from s2clip.errors import OutputError, reject
 from s2clip.files import whole_file, writable_folder, write_json
 from s2clip.visualize import overlay, voc_palette
 
@@ -188,7 +188,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     for name in formats:
         if name not in FORMATS:
-            raise ValueError(f"formats: expected of {', '.join(FORMATS)}, got {name!r}")
+            reject("formats", f"some of {', '.join(FORMATS)}", repr(name))
     if "coco" in formats and find_spec("pycocotools") is None:
         raise OutputError("formats: 'coco' needs pycocotools: pip install 's2clip[coco]'")
     return formats

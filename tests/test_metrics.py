@@ -63,10 +63,10 @@ def test_nothing_counted_is_nan():
 @pytest.mark.parametrize(
     ("prediction", "target", "message"),
     [
-        ([0, 1], [0], r"prediction: expected the shape of target \[1\], got \[2\]"),
-        ([0, 3], [0, 1], "prediction: expected ids from 0 to 2, got 0 to 3"),
-        ([0, -1], [0, 1], "prediction: expected ids from 0 to 2, got -1 to 0"),
-        ([0, 1], [0, 254], "target: expected ids from 0 to 2, got 0 to 254"),
+        ([0, 1], [0], r"prediction: expected the shape of target, \[1\], received \[2\]"),
+        ([0, 3], [0, 1], "prediction: expected ids from 0 to 2, received 0 to 3"),
+        ([0, -1], [0, 1], "prediction: expected ids from 0 to 2, received -1 to 0"),
+        ([0, 1], [0, 254], "target: expected ids from 0 to 2, received 0 to 254"),
     ],
 )
 def test_errors(prediction, target, message):

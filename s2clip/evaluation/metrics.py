@@ -6,6 +6,8 @@ Not an average over pictures: counts are summed over the data set first, as the 
 import torch
 from torch import Tensor
 
+from s2clip.errors import reject
+
 
 def confusion_matrix(prediction: Tensor, target: Tensor, classes: int, *, ignore_index: int = 255) -> Tensor:
     """M[t, p] = number of pixels of true class t that were given class p; int64 [classes,classes].
@@ -18,13 +20,13 @@ def confusion_matrix(prediction: Tensor, target: Tensor, classes: int, *, ignore
         ValueError: shapes differ, or an id is out of range.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction: expected the shape of target {list(target.shape)}, got {list(prediction.shape)}")
+        reject("prediction", f"the shape of target, {list(target.shape)}", list(prediction.shape))
     prediction, target = prediction.long(), target.long()
     counted = target != ignore_index
     prediction, target = prediction[counted], target[counted]
     for name, ids in (("prediction", prediction), ("target", target)):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < classes:
-            raise ValueError(f"{name}: expected ids from 0 to {classes - 1}, got {int(ids.min())} to {int(ids.max())}")
+            reject(name, f"ids from 0 to {classes - 1}", f"{int(ids.min())} to {int(ids.max())}")
     return torch.bincount(target * classes + prediction, minlength=classes * classes).view(classes, classes)
 
 

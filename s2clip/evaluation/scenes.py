@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from s2clip import scenes
+from s2clip.errors import reject
 from s2clip.evaluation.metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
 
 SCENES_PER_SEED = 10_000
@@ -19,10 +20,10 @@ def scene_seeds(seed: int, limit: int) -> list[int]:
         ValueError: a limit outside of 1..10,000, or a seed that would reach the scenes of the training.
     """
     if not 1 <= limit <= SCENES_PER_SEED:
-        raise ValueError(f"limit must lie in 1..{SCENES_PER_SEED}, got {limit}")
+        reject("limit", f"1 to {SCENES_PER_SEED}", limit)
     seeds = scenes.FIRST_TRAINING_SEED // SCENES_PER_SEED
     if not 0 <= seed < seeds:
-        raise ValueError(f"seed must lie in 0..{seeds - 1}: scenes above were trained on; got {seed}")
+        reject("seed", f"0 to {seeds - 1}, as scenes above were trained on", seed)
     return [SCENES_PER_SEED * seed + index for index in range(limit)]
 
 
