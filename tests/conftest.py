@@ -1,0 +1,41 @@
+"""Without a GPU the kernels run in Triton's interpreter, which has to be chosen before a kernel module is imported."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels are tested: the GPU if there is one, otherwise the CPU through the interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory of `s2clip.kernels` holds NaN, or an absurd integer, so that an unwritten element cannot pass."""
+    from s2clip.testing import poison
+
+    def poisoning(allocate):
+        def allocate_poisoned(*arguments, **keywords):
+            fresh = allocate(*arguments, **keywords)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            return fresh.fill_(poison(fresh.dtype)) if caller.startswith("s2clip.kernels") else fresh
+
+        return allocate_poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoning(getattr(owner, name)))
