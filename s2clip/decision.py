@@ -1,0 +1,62 @@
+"""Encoded picture and text vectors to a label map: cosines, softmax over the words, the choice of a class."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2clip import ops
+from s2clip.encoder import Encoded
+from s2clip.methods import Method
+
+
+def cosine_maps(encoded: Encoded, text: Tensor) -> Tensor:
+    """Cosines [1,Q,h,w] with the text's unit rows [Q,C]: on the grid where windows were spliced, else per canvas pixel.
+
+    Per pixel: each window's cosines, upsampled to its pixels (bilinear), cut to what is picture, and averaged.
+    """
+    if encoded.spliced:
+        return _cosines(encoded.features[0], text)[None]
+    total = text.new_zeros(len(text), *encoded.canvas)
+    hits = text.new_zeros(encoded.canvas)
+    inner = encoded.inner
+    for features, box in zip(encoded.features, encoded.boxes, strict=True):
+        window = F.interpolate(_cosines(features, text)[None], encoded.padded, mode="bilinear", align_corners=False)[0]
+        total[:, box.top : box.bottom, box.left : box.right] += window[
+            :, inner.top : inner.bottom, inner.left : inner.right
+        ]
+        hits[box.top : box.bottom, box.left : box.right] += 1
+    return (total / hits)[None]
+
+
+def _cosines(features: Tensor, text: Tensor) -> Tensor:
+    return (text @ features.flatten(1)).unflatten(1, features.shape[1:])
+
+
+def decide(
+    cosines: Tensor, size: tuple[int, int], class_index: tuple[int, ...], method: Method, background: int | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines [1,Q,h,w] → labels [H,W] int64 and confidence [H,W] float32 at `size`.
+
+    P = softmax over the words of α·cos, upsampled; P_c = max over the words of class c; the label is the first largest,
+    or `background` where that is below the threshold. With `area_threshold` θ, foreground classes with at most θ of the
+    foreground's pixels get P_c = 0 first.
+    """
+    if method.area_threshold is None:
+        labels, confidence = ops.classify_pixels(
+            cosines,
+            size,
+            scale=method.logit_scale,
+            class_index=class_index,
+            threshold=method.threshold,
+            background=background,
+        )
+        return labels[0].long(), confidence[0]
+    scores = ops.class_scores(cosines, size, scale=method.logit_scale, class_index=class_index)[0]
+    area = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
+    area[background] = 0
+    dropped = area <= method.area_threshold * area.sum()
+    dropped[background] = False
+    scores[dropped] = 0
+    labels = scores.argmax(0)
+    confidence = scores.gather(0, labels[None])[0]
+    return labels.masked_fill(confidence < method.threshold, background), confidence

@@ -1,0 +1,308 @@
+"""`Segmenter`: pictures and class names in, label maps out."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2clip.decision import cosine_maps, decide
+from s2clip.encoder import Encoded, Encoder
+from s2clip.errors import ImageError, reject
+from s2clip.images import MAX_PIXELS, Source, read_image
+from s2clip.methods import RECIPES, Method, get_method
+from s2clip.refine import check_refinement
+from s2clip.result import Result
+from s2clip.stopwatch import Stopwatch
+from s2clip.text import TextEncoder, Vocabulary, vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source that could not be read, in its place in a stream."""
+
+    source: Source
+    error: ImageError
+
+
+class _Picture(NamedTuple):
+    pixels: Tensor
+    source: str | None
+    milliseconds: float
+
+
+class Segmenter:
+    """Open-vocabulary segmentation: classes are named at run time, nothing is trained.
+
+        segmenter = Segmenter.from_pretrained("tiny")
+        segmenter.set_classes(["sky", "house; hut", "tree"])
+        result = segmenter("photo.jpg")
+
+    Predicting changes no global state: random numbers, precision, gradient and thread settings stay as they are. The
+    same picture gives the same labels whatever else is in the list (on CUDA: see `mix_pictures` of `Encoder`).
+    """
+
+    def __init__(
+        self,
+        clip,
+        *,
+        vfm=None,
+        method: str | Method = "s2clip",
+        max_batch: int | None = None,
+        mix_pictures: bool | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
+
+        clip: `s2clip.backbones.clip.CLIPBackbone`. vfm: `s2clip.backbones.vfm.VisionFeatures` on the same device,
+        needed where `method.uses_vfm`. max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
+        """
+        self.method = get_method(method)
+        if self.method.uses_vfm and vfm is None:
+            reject("vfm", f"a vision foundation model for method {self.method.name}", None)
+        self.clip, self.vfm, self.max_pixels = clip, vfm, max_pixels
+        self.refiner = None
+        self._encoder = Encoder(clip, vfm, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
+        self._text = TextEncoder(clip)
+        self._vocabulary: Vocabulary | None = None
+        self._background: int | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "tiny",
+        *,
+        vfm: str | None = None,
+        refine: str = "none",
+        method: str | Method = "s2clip",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        weights: str = "pretrained",
+        short_side: int | None = None,
+        crop: int | None = None,
+        stride: int | None = None,
+        max_batch: int | None = None,
+        mix_pictures: bool | None = None,
+        max_pixels: int = MAX_PIXELS,
+        **fields: Any,
+    ) -> "Segmenter":
+        """Load the models by name and put the method together.
+
+        Args:
+            model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14" or "ViT-H-14".
+            vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
+                else "dino-b8".
+            refine: "none".
+            method: a name of `s2clip.methods.METHODS`, or a `Method`.
+            device, dtype: default CUDA with fp16, or the CPU with fp32.
+            cache_dir, local_files_only: where weights lie, and whether to stay off the network.
+            weights: "pretrained", or "random": results without meaning, for tests and timing.
+            short_side, crop, stride: pixels, instead of the method's own; 0: native size, whole picture. A model
+                trained at another size brings its own (`s2clip.methods.RECIPES`) in place of the method's; what is
+                given here replaces both.
+            max_batch, mix_pictures: see `s2clip.encoder.Encoder`.
+            max_pixels: pictures with more pixels are refused before they are decoded.
+            fields: any other field of `Method`, to change one value: `tau=2.0`.
+
+        Raises:
+            ValueError: unknown name (the valid ones are listed) or value.
+            WeightsError: weights that are not there or not what their name says.
+        """
+        from s2clip.backbones.clip import CLIP_NAMES, load_clip
+        from s2clip.backbones.vfm import VFM_NAMES, load_vfm
+
+        check_refinement(refine)
+        method = get_method(method)
+        vfm = vfm or ("tiny-dino" if model == "tiny" else "dino-b8")
+        for argument, name, valid in (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES)):
+            if name not in valid:
+                reject(argument, f"one of {', '.join(valid)}", repr(name))
+        if model in RECIPES:
+            method = RECIPES[model].adapt(method)
+        geometry = {"short_side": short_side, "crop": crop, "stride": stride}
+        given = {name: value or None for name, value in geometry.items() if value is not None}
+        method = get_method(method, **given, **fields)
+
+        options = {
+            "weights": weights,
+            "device": device,
+            "dtype": dtype,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        return cls(
+            load_clip(model, **options),
+            vfm=load_vfm(vfm, **options) if method.uses_vfm else None,
+            method=method,
+            max_batch=max_batch,
+            mix_pictures=mix_pictures,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that were set, or ()."""
+        return self._vocabulary.classes if self._vocabulary else ()
+
+    def set_classes(self, classes: str | Sequence[str], *, background: int | str | None = None) -> "Segmenter":
+        """Name the classes of the pictures to come. Words are encoded once.
+
+        Args:
+            classes: entries as a list, or one string "sky, house; hut, tree"; words of one class are parted by ";".
+            background: the class, by name or number, that pixels under the method's threshold are given.
+
+        Raises:
+            ValueError: no class, an empty or repeated name, an unknown background, or a threshold without background.
+        """
+        words, number = self._resolve(classes, background)
+        self._text(words.words, self.method.templates)
+        self._vocabulary, self._background = words, number
+        return self
+
+    def __call__(self, source: Source | Sequence[Source]) -> Result | list[Result]:
+        """Segment one picture (path, PIL image, uint8 array [H,W,3] in RGB order, tensor [3,H,W]) or a list of them.
+
+        Raises `ImageError` for a picture that cannot be used, `ValueError` where no classes were set.
+        """
+        if isinstance(source, list | tuple):
+            return list(self.stream(source))
+        return next(self.stream([source]))
+
+    def stream(
+        self, sources: Iterable[Source], *, batch_size: int = 8, on_error: str = "raise"
+    ) -> Iterator[Result | Failure]:
+        """Segment pictures as they come, `batch_size` at a time, and yield in order.
+
+        on_error: "raise" the `ImageError` of an unusable picture, after the ones before it were yielded; or "record":
+        yield a `Failure` in its place and go on.
+        """
+        if on_error not in ("raise", "record"):
+            reject("on_error", "raise or record", repr(on_error))
+        if batch_size < 1:
+            reject("batch_size", "at least 1", batch_size)
+        self._require_classes()
+        return self._stream(sources, batch_size, on_error)
+
+    def _stream(self, sources: Iterable[Source], batch_size: int, on_error: str) -> Iterator[Result | Failure]:
+        remaining = iter(sources)
+        while batch := list(itertools.islice(remaining, batch_size)):
+            pictures = (self._read(source) for source in batch)
+            if on_error == "raise":
+                pictures = _up_to_first_failure(pictures)
+            pictures = list(pictures)
+            encoded = iter(self._encode([picture for picture in pictures if not isinstance(picture, Failure)]))
+            for picture in pictures:
+                if not isinstance(picture, Failure):
+                    yield self.segment(next(encoded))
+                elif on_error == "record":
+                    yield picture
+                else:
+                    raise picture.error
+
+    def encode(self, source: Source) -> Encoded:
+        """The picture's features, to be segmented with many sets of words: the expensive half."""
+        picture = self._read(source)
+        if isinstance(picture, Failure):
+            raise picture.error
+        return self._encode([picture])[0]
+
+    def segment(
+        self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
+    ) -> Result:
+        """Segment an encoded picture with these classes, or with those that were set: the cheap half.
+
+        Classes given here are for this call; their words stay in the cache. Raises as `set_classes`.
+        """
+        if classes is None:
+            words = self._require_classes()
+            number = self._background if background is None else words.find(background)
+        else:
+            words, number = self._resolve(classes, background)
+        watch = Stopwatch(self.device)
+        with torch.inference_mode():
+            with watch("text"):
+                text = self._text(words.words, self.method.templates)
+            with watch("classify"):
+                cosines = cosine_maps(encoded, text)
+                labels, confidence = decide(cosines, encoded.size, words.class_index, self.method, number)
+        return Result(
+            segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
+            confidence=confidence.clone(),
+            classes=words.classes,
+            background=number,
+            image=encoded.picture,
+            source=encoded.source,
+            timings={**encoded.timings, **watch.milliseconds()},
+            settings=self.settings,
+        )
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What was resolved, as JSON values: models, sha256 of their weights, device, dtype, the method's fields."""
+        models = {"clip": self.clip} | ({"vfm": self.vfm} if self.method.uses_vfm else {})
+        return {
+            **{role: model.name for role, model in models.items()},
+            "weights_sha256": {role: model.weights_sha256 for role, model in models.items()},
+            "device": str(self.device),
+            "dtype": str(self.clip.dtype).removeprefix("torch."),
+            "refine": "none",
+            "method": dataclasses.asdict(self.method),
+        }
+
+    def _read(self, source: Source) -> _Picture | Failure:
+        start = time.perf_counter()
+        try:
+            pixels = read_image(source, max_pixels=self.max_pixels)
+        except ImageError as error:
+            return Failure(source, error)
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        return _Picture(pixels, name, (time.perf_counter() - start) * 1000)
+
+    def _encode(self, pictures: Sequence[_Picture]) -> list[Encoded]:
+        encoded = self._encoder([picture.pixels for picture in pictures])
+        return [
+            dataclasses.replace(one, source=picture.source, timings={"read": picture.milliseconds, **one.timings})
+            for one, picture in zip(encoded, pictures, strict=True)
+        ]
+
+    def _resolve(self, classes: str | Sequence[str], background: int | str | None) -> tuple[Vocabulary, int | None]:
+        words = vocabulary(classes)
+        number = words.find(background)
+        if number is None:
+            for field in ("threshold", "area_threshold"):
+                if getattr(self.method, field):
+                    value = getattr(self.method, field)
+                    reject("background", f"one of {', '.join(words.classes)}, for {field}={value}", None)
+        if unknown := self.clip.unknown_words(list(words.words)):
+            logger.warning(
+                "model %s does not know %s: expect nothing of these words", self.clip.name, ", ".join(unknown)
+            )
+        return words, number
+
+    def _require_classes(self) -> Vocabulary:
+        if self._vocabulary is None:
+            raise ValueError("no classes: call set_classes first, or give classes to segment")
+        return self._vocabulary
+
+
+def _up_to_first_failure(pictures: Iterable[_Picture | Failure]) -> Iterator[_Picture | Failure]:
+    for picture in pictures:
+        yield picture
+        if isinstance(picture, Failure):
+            return

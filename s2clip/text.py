@@ -1,0 +1,126 @@
+"""Class names to unit vectors: words of a class, prompt templates, a cache."""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2clip.errors import reject
+
+PLAIN = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Classes and their words. `class_index[q]` is the class of `words[q]`; words of one class are neighbours."""
+
+    classes: tuple[str, ...]
+    words: tuple[str, ...]
+    class_index: tuple[int, ...]
+
+    def find(self, background: int | str | None) -> int | None:
+        """The class number of `background`: a number, a class entry, one of its words, or None."""
+        if background is None:
+            return None
+        if isinstance(background, str):
+            for index, entry in enumerate(self.classes):
+                if _key(background) == _key(entry):
+                    return index
+            for index, word in zip(self.class_index, self.words, strict=True):
+                if _key(background) == _key(word):
+                    return index
+        elif isinstance(background, int) and not isinstance(background, bool) and 0 <= background < len(self.classes):
+            return background
+        reject("background", f"one of {', '.join(self.classes)}, or its number", repr(background))
+
+
+def parse_classes(text: str) -> list[str]:
+    """ "sky, house; hut, tree" → ["sky", "house; hut", "tree"]: commas or line ends part classes, semicolons words."""
+    return [entry.strip() for entry in re.split(r"[,\n]", text.strip())]
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """A class file: one class per line, "a; b" for words of one; blank lines and lines starting with # are skipped."""
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def vocabulary(classes: str | Sequence[str]) -> Vocabulary:
+    """Classes as a list of entries, or as one string for `parse_classes`; an entry "a; b" holds words of one class.
+
+    `ValueError` where there is no class, an empty one, or a word twice (case and blanks aside): both classes would get
+    the same score at every pixel.
+    """
+    entries = parse_classes(classes) if isinstance(classes, str) else list(classes)
+    if not entries or entries == [""]:
+        reject("classes", "at least one name", "none")
+    names, words, class_index, seen = [], [], [], {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            reject("classes", "strings", f"{entry!r} at position {index}")
+        own = [" ".join(word.split()) for word in entry.split(";")]
+        if "" in own:
+            reject("classes", "no empty name", f"{entry!r} at position {index}")
+        for word in own:
+            if _key(word) in seen:
+                reject("classes", "every name once", f"{word!r} in {seen[_key(word)]!r} and in {entry!r}")
+            seen[_key(word)] = entry
+        names.append("; ".join(own))
+        words += own
+        class_index += [index] * len(own)
+    return Vocabulary(tuple(names), tuple(words), tuple(class_index))
+
+
+def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The strings behind a `Method.templates`; {} stands for the word."""
+    if templates == "plain":
+        return PLAIN
+    if templates == "imagenet80":
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    return templates
+
+
+class TextEncoder:
+    """Words → unit vectors, t = mean over the templates of ê, normalised, by the text tower of `clip`.
+
+    Every word is encoded on its own and cached by what it is (word and templates), so its vector does not depend on its
+    company, and new class lists pay for their new words only. `capacity` vectors are kept, the least recently used go.
+    """
+
+    def __init__(self, clip, capacity: int = 4096) -> None:
+        self.clip = clip
+        self.capacity = capacity
+        self._cache: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, words: Sequence[str], templates: str | tuple[str, ...] = "imagenet80") -> Tensor:
+        """[Q, C] float32, unit rows in the order of `words`."""
+        patterns = resolve_templates(templates)
+        return torch.stack([self._word(word, patterns) for word in words])
+
+    def _word(self, word: str, patterns: tuple[str, ...]) -> Tensor:
+        key = (word, patterns)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        with torch.inference_mode():
+            features = self.clip.encode_text([pattern.replace("{}", word) for pattern in patterns])
+            vector = F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
+        with self._lock:
+            self._cache[key] = vector
+            while len(self._cache) > self.capacity:
+                self._cache.popitem(last=False)
+        return vector
+
+
+def _key(word: str) -> str:
+    return " ".join(word.split()).casefold()

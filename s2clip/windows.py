@@ -1,0 +1,127 @@
+"""Window geometry: sizes, boxes, padding, and the merging of overlapping windows. Knows nothing of CLIP."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Box(NamedTuple):
+    """A window in pixels (or patches), half open: rows top..bottom-1, columns left..right-1."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+
+def resized_size(
+    height: int, width: int, short_side: int | None, long_side: int | None, multiple: int = 1
+) -> tuple[int, int]:
+    """(H, W) times f = min(short_side / min(H, W), long_side / max(H, W)), rounded half up, at least `multiple`.
+
+    With `multiple` > 1 each side is rounded to the nearest multiple instead, so the ratio may change by half a patch.
+    None leaves a limit out; a picture with neither keeps its size, but for `multiple`.
+    """
+    limits = [short_side / min(height, width)] if short_side is not None else []
+    limits += (
+        [long_side / max(height, width)] if long_side is not None and (limits or max(height, width) > long_side) else []
+    )
+    factor = min(limits, default=1.0)
+    return tuple(max(math.floor(side * factor / multiple + 0.5), 1) * multiple for side in (height, width))
+
+
+def resize(image: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """uint8 [3,H,W] in 0..255 → float32 [3,h,w] in [0,1], bilinear, half-pixel centres (align_corners=False).
+
+    Without `antialias` this is `F.interpolate(mode="bilinear")`, and OpenCV's INTER_LINEAR up to its rounding to uint8:
+    what the peers do. Only the two source rows of each output row are read, so a 64-megapixel picture costs little.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image.float() / 255
+    if antialias:
+        return F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    for axis, length in ((1, size[0]), (2, size[1])):
+        low, high, fraction = _linear_taps(image.shape[axis], length, image.device)
+        fraction = fraction[:, None] if axis == 1 else fraction
+        image = torch.lerp(image.index_select(axis, low).float(), image.index_select(axis, high).float(), fraction)
+    return image / 255
+
+
+def _linear_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    position = (torch.arange(new, device=device, dtype=torch.float64) + 0.5) * (old / new) - 0.5
+    position = position.clamp(0, old - 1)
+    low = position.floor().long()
+    return low, (low + 1).clamp(max=old - 1), (position - low).float()
+
+
+def window_starts(size: int, crop: int | None, stride: int) -> list[int]:
+    """First pixels of max(⌈(size - crop)/stride⌉, 0) + 1 windows; the last is moved back to end at the border."""
+    if crop is None or crop >= size:
+        return [0]
+    count = math.ceil((size - crop) / stride) + 1
+    return [min(index * stride, size - crop) for index in range(count)]
+
+
+def window_boxes(height: int, width: int, crop: int | None, stride: int) -> list[Box]:
+    """All windows in raster order. They are of one size, min(crop, height) x min(crop, width)."""
+    crop_height, crop_width = (height, width) if crop is None else (min(crop, height), min(crop, width))
+    return [
+        Box(top, left, top + crop_height, left + crop_width)
+        for top in window_starts(height, crop, stride)
+        for left in window_starts(width, crop, stride)
+    ]
+
+
+def padding(height: int, width: int, multiple: int) -> Box:
+    """Where a window of this size lies inside one padded, about equally on both sides, to a multiple."""
+    top, left = (-height % multiple) // 2, (-width % multiple) // 2
+    return Box(top, left, top + height, left + width)
+
+
+def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor) -> Tensor:
+    """[3,H,W] → [n,3,h,w]: the boxes, each padded with the colour `fill` [3] to a multiple of `multiple`.
+
+    ClearCLIP and ProxyCLIP pad with zeros after normalisation: the mean colour. The odd pixel goes right or bottom.
+    """
+    height, width = boxes[0].size
+    inner = padding(height, width, multiple)
+    padded_height, padded_width = (math.ceil(side / multiple) * multiple for side in (height, width))
+    windows = fill.to(image)[:, None, None].expand(len(boxes), 3, padded_height, padded_width).clone()
+    for window, box in zip(windows, boxes, strict=True):
+        window[:, inner.top : inner.bottom, inner.left : inner.right] = image[
+            :, box.top : box.bottom, box.left : box.right
+        ]
+    return windows
+
+
+def average_windows(maps: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
+    """Mean over the windows that cover a cell: maps [n,C,h,w] at boxes of h x w cells → [C,H,W], summed in order."""
+    total = maps.new_zeros(maps.shape[1], *size)
+    hits = maps.new_zeros(size)
+    for window, box in zip(maps, boxes, strict=True):
+        total[:, box.top : box.bottom, box.left : box.right] += window
+        hits[box.top : box.bottom, box.left : box.right] += 1
+    return total / hits
+
+
+def splice(maps: Tensor, boxes: Sequence[Box], size: tuple[int, int], patch: int) -> Tensor:
+    """Features averaged on the patch grid: maps [n,C,h,w] of the windows → [C, ratio·H/patch, ratio·W/patch].
+
+    Boxes and `size`, in pixels, are multiples of `patch`; ratio = max(1, round(h · patch / box height)) is how
+    much finer the maps' grid is: 2 for DINO's patches of 8 under CLIP's of 16. A map on another grid is resampled.
+    """
+    rows, columns = (side // patch for side in boxes[0].size)
+    ratio = max(1, round(maps.shape[2] / rows))
+    grid = (rows * ratio, columns * ratio)
+    if tuple(maps.shape[2:]) != grid:
+        maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+    cells = [Box(*(side // patch * ratio for side in box)) for box in boxes]
+    return average_windows(maps, cells, tuple(side // patch * ratio for side in size))
