@@ -424,8 +424,7 @@ def test_random_weights_are_loud_repeatable_and_leave_the_random_state_alone(cap
     ],
 )
 def test_released_clip_runs_on_random_weights(name, sizes):
-    dtype = torch.bfloat16 if name == "ViT-H-14" else torch.float32  # 10⁹ parameters: 2 GB rather than 4
-    backbone = clip.load_clip(name, weights="random", device="cpu", dtype=dtype)
+    backbone = clip.load_clip(name, weights="random", device="cpu")
     attributes = (backbone.layers, backbone.width, backbone.heads, backbone.embed_dim, backbone.patch_size)
     assert attributes == sizes
     assert backbone.native_size == 224
