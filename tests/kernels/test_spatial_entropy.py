@@ -1,0 +1,62 @@
+"""The entropy kernel against its reference. What the interpreter cannot show: exp and log of the GPU's special units."""
+
+import pytest
+import torch
+
+from s2clip.kernels import reference, spatial_entropy
+from s2clip.testing import assert_within_budget, normal
+
+SHAPES = {
+    "one position": (2, 3, 1, 1),
+    "one channel": (1, 1, 5, 7),
+    "prime sizes, several tiles both ways": (2, 37, 17, 19),
+    "1 x N": (1, 5, 1, 300),
+    "N x 1": (1, 5, 31, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.usefixtures("poisoned")
+def test_agrees_with_the_reference_in_double(shape, dtype):
+    features = (3 * normal(*shape) + 1).to(dtype)
+    result = spatial_entropy.launch(features)
+    assert result.dtype == torch.float32
+    assert_within_budget(result, reference.spatial_entropy, features)
+
+
+def test_token_maps_are_read_in_their_own_order():
+    tokens = normal(2, 6 * 5, 40)
+    maps = tokens.view(2, 6, 5, 40).permute(0, 3, 1, 2)
+    torch.testing.assert_close(spatial_entropy.launch(maps), spatial_entropy.launch(maps.contiguous()))
+    cut = normal(2, 40, 8, 9)[:, 3:, 1:7, 2:]
+    torch.testing.assert_close(spatial_entropy.launch(cut), spatial_entropy.launch(cut.contiguous()))
+
+
+def test_flat_map_has_the_entropy_of_the_uniform_distribution():
+    result = spatial_entropy.launch(torch.full((1, 4, 6, 5), 2.5))
+    torch.testing.assert_close(result, torch.tensor([30.0]).log())
+
+
+def test_a_peak_lowers_the_entropy():
+    """One position far above the rest: the clamp keeps its share of probability from being all."""
+    spread = normal(1, 8, 6, 6)
+    peaked = spread.clone()
+    peaked[:, :, 2, 3] += 100
+    assert spatial_entropy.launch(peaked) < 0.9 * spatial_entropy.launch(spread)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_map_has_entropy_zero_and_disturbs_no_other(bad):
+    features = normal(2, 3, 4, 5)
+    alone = spatial_entropy.launch(features[:1])
+    features[1, 1, 2, 3] = bad
+    result = spatial_entropy.launch(features)
+    assert result[1] == 0
+    assert result[0] == alone[0]
+
+
+def test_empty():
+    assert spatial_entropy.launch(torch.zeros(0, 3, 4, 4)).shape == (0,)
+    assert torch.equal(spatial_entropy.launch(torch.zeros(2, 0, 4, 4)), torch.zeros(2))
