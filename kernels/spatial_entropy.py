@@ -114,15 +114,16 @@ def _entropy_kernel(
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
         x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
-        power = tl.exp((x - centre[:, None]) * inverse[:, None] - top[:, None])
-        total += tl.sum(tl.where(inside, power, 0.0), axis=1)
+        exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
+        total += tl.sum(tl.exp(tl.where(inside, exponent, float("-inf"))), axis=1)
     share = 1.0 / (total + epsilon)
     mass = tl.zeros([BLOCK_C], tl.float32)
     surprise = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
         x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
-        power = tl.exp((x - centre[:, None]) * inverse[:, None] - top[:, None])
+        exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
+        power = tl.exp(tl.where(inside, exponent, float("-inf")))
         probability = _maximum(power * share[:, None], epsilon)
         mass += tl.sum(tl.where(inside, probability, 0.0), axis=1)
         surprise += tl.sum(tl.where(inside, probability * tl.log(probability), 0.0), axis=1)
