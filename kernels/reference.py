@@ -7,7 +7,7 @@ take exactly the arguments of the reference, under the same names and in the sam
     recombined_attention   s2clip.kernels.recombined_attention.launch
     affinity_attention     s2clip.kernels.affinity_attention.launch
     label_components       s2clip.kernels.connected_components.launch_label
-    measure_components     s2clip.kernels.connected_components.launch_measure
+    measure_components     s2clip.kernels.component_statistics.launch_measure
     classify_pixels        s2clip.kernels.classify_pixels.launch
     class_scores           s2clip.kernels.classify_pixels.launch_scores
     merge_masks            s2clip.kernels.merge_masks.launch
@@ -114,40 +114,42 @@ def label_components(class_map: Tensor, connectivity: int, ignore_index: int | N
             batch, dtype=torch.int32, device=device
         )
 
-    starts = torch.ones_like(class_map, dtype=torch.bool)
+    flat = class_map.flatten()
+    starts = torch.ones(class_map.shape, dtype=torch.bool, device=device)
     starts[..., 1:] = class_map[..., 1:] != class_map[..., :-1]
-    runs = starts.flatten().cumsum(0).view_as(class_map) - 1
+    runs = starts.flatten().cumsum(0) - 1
+    roots = _union(*_touching_runs(class_map, runs, starts, connectivity), nodes=int(runs[-1]) + 1)
 
-    lower, upper = _touching_runs(class_map, runs, starts, connectivity)
-    roots = _union(lower, upper, nodes=int(runs.view(-1)[-1]) + 1)
-
-    run_class = class_map[starts]
-    run_image = torch.arange(batch, device=device).view(-1, 1, 1).expand_as(class_map)[starts]
+    first = starts.flatten().nonzero().squeeze(1)
+    run_class = flat[first]
+    run_image = first // class_map[0].numel()
     counted = roots == torch.arange(roots.numel(), device=device)
     if ignore_index is not None:
         counted &= run_class != ignore_index
-    count = torch.zeros(batch, dtype=torch.int64, device=device).index_add_(0, run_image, counted.long())
+    count = run_image[counted].bincount(minlength=batch)
     before = count.cumsum(0) - count
     label = torch.where(counted, counted.cumsum(0) - before[run_image], 0)[roots].to(torch.int32)
 
     if class_map.dtype.is_signed:
         wrong = run_class < 0 if ignore_index is None else (run_class < 0) & (run_class != ignore_index)
-        wrong = torch.zeros(batch, dtype=torch.int64, device=device).index_add_(0, run_image, wrong.long()) > 0
+        wrong = run_image[wrong].bincount(minlength=batch) > 0
         count = count.masked_fill(wrong, -1)
         label = label.masked_fill(wrong[run_image], 0)
-    return label[runs], count.to(torch.int32)
+    return label.index_select(0, runs).view(class_map.shape), count.to(torch.int32)
 
 
 def _touching_runs(class_map: Tensor, runs: Tensor, starts: Tensor, connectivity: int) -> tuple[Tensor, Tensor]:
     """Pairs (run, run of the row above) that hold the same class and touch; every touching pair at least once."""
-    same = class_map[:, 1:] == class_map[:, :-1]
-    pairs = [(runs[:, 1:], runs[:, :-1], same & (starts[:, 1:] | starts[:, :-1]))]
-    if connectivity == 8:  # a diagonal counts only where no vertical neighbour has made the pair already
-        right, left = class_map[:, 1:, 1:], class_map[:, 1:, :-1]
-        above_right, above_left = class_map[:, :-1, 1:], class_map[:, :-1, :-1]
-        pairs.append((runs[:, 1:, 1:], runs[:, :-1, :-1], (right == above_left) & ~same[..., 1:]))
-        pairs.append((runs[:, 1:, :-1], runs[:, :-1, 1:], (left == above_right) & ~same[..., :-1]))
-    return torch.cat([run[keep] for run, _, keep in pairs]), torch.cat([above[keep] for _, above, keep in pairs])
+    width = class_map.shape[2]
+    vertical, falling, rising = torch.zeros((3, *class_map.shape), dtype=torch.bool, device=class_map.device)
+    vertical[:, 1:] = class_map[:, 1:] == class_map[:, :-1]
+    touching = [(vertical & (starts | starts.roll(1, 1)), width)]  # once per pair: where the later of the two starts
+    if connectivity == 8:  # a diagonal counts only where the pixel above has not made the pair already
+        falling[:, 1:, 1:] = (class_map[:, 1:, 1:] == class_map[:, :-1, :-1]) & ~vertical[:, 1:, 1:]
+        rising[:, 1:, :-1] = (class_map[:, 1:, :-1] == class_map[:, :-1, 1:]) & ~vertical[:, 1:, :-1]
+        touching += [(falling, width + 1), (rising, width - 1)]
+    pixels = [(mask.flatten().nonzero().squeeze(1), back) for mask, back in touching]
+    return torch.cat([runs[pixel] for pixel, _ in pixels]), torch.cat([runs[pixel - back] for pixel, back in pixels])
 
 
 def _union(left: Tensor, right: Tensor, nodes: int) -> Tensor:
@@ -180,35 +182,40 @@ def measure_components(
     """
     batch, height, width = labels.shape
     device = labels.device
-    area, classes, right, bottom = (torch.full((rows,), start, device=device) for start in (0, -1, -1, -1))
-    left, top, first = (torch.full((rows,), start, device=device) for start in (width, height, height * width))
-    total = torch.zeros(rows, dtype=torch.float64, device=device)
-    peak = torch.full((rows,), float("-inf"), dtype=_at_least_float32(scores.dtype), device=device)
-
     count = count.long()
     offset = count.cumsum(0) - count
     image_index = torch.arange(batch, device=device).repeat_interleave(count, output_size=rows)
+
+    def column(start: float, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.full((rows + 1,), start, dtype=dtype, device=device)  # the last row takes what is skipped
+
+    area, classes, right, bottom = column(0), column(-1), column(-1), column(-1)
+    left, top, first = column(width), column(height), column(height * width)
+    total, peak = column(0, torch.float64), column(float("-inf"), _at_least_float32(scores.dtype))
+    y, x = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, (height, width)), indexing="ij"))
+    y, x = y.to(device), x.to(device)
+    pixel = y * width + x
     for image in range(batch):
-        flat = labels[image].flatten().long()
-        pixel = ((flat >= 1) & (flat <= count[image])).nonzero().squeeze(1)
-        row = flat[pixel] - 1 + offset[image]
-        own_class = class_map[image].flatten()[pixel].long()
+        row = labels[image].flatten().long()
+        row = torch.where((row >= 1) & (row <= count[image]), row - 1 + offset[image], rows)
+        own_class = class_map[image].flatten().long()
         known = (own_class >= 0) & (own_class < scores.shape[1])
-        own = scores[image].flatten(1)[own_class.where(known, 0), pixel].to(peak.dtype)
-        finite = known & own.isfinite()
+        own = scores[image].flatten(1).gather(0, own_class.where(known, 0)[None]).squeeze(0).to(peak.dtype)
+        own = own.where(known & own.isfinite(), float("nan"))
 
-        area += row.bincount(minlength=rows)
-        total += row.bincount(own.double().where(finite, float("nan")), minlength=rows)
+        area += row.bincount(minlength=rows + 1)
+        total += row.bincount(own.double(), minlength=rows + 1)
         classes.scatter_reduce_(0, row, own_class, "amax")
-        left.scatter_reduce_(0, row, pixel % width, "amin")
-        right.scatter_reduce_(0, row, pixel % width, "amax")
-        top.scatter_reduce_(0, row, pixel // width, "amin")
-        bottom.scatter_reduce_(0, row, pixel // width, "amax")
-        own = own.where(finite, float("-inf"))
+        left.scatter_reduce_(0, row, x, "amin")
+        right.scatter_reduce_(0, row, x, "amax")
+        top.scatter_reduce_(0, row, y, "amin")
+        bottom.scatter_reduce_(0, row, y, "amax")
+        own = own.nan_to_num(nan=float("-inf"))
         peak.scatter_reduce_(0, row, own, "amax")
-        largest = own == peak[row]
-        first.scatter_reduce_(0, row[largest], pixel[largest], "amin")
+        first.scatter_reduce_(0, row, pixel.where(own == peak[row], height * width), "amin")
 
+    everything = (area, classes, left, top, right, bottom, first, total, peak)
+    area, classes, left, top, right, bottom, first, total, peak = (values[:rows] for values in everything)
     label = torch.arange(rows, device=device) - offset[image_index] + 1
     box = torch.stack([left, top, right, bottom], 1)
     point = torch.stack([first % max(width, 1), first // max(width, 1)], 1).where(area[:, None] > 0, -1)
@@ -262,10 +269,10 @@ def _score_strips(logits: Tensor, size: tuple[int, int], scale: float, class_ind
     step = max(1, CHUNK // (len(words) * width))
     for image in range(logits.shape[0]):
         maps = logits[image].to(dtype)
+        whole = bool(maps.isfinite().all())
         for start in range(0, height, step):
             stop = min(start + step, height)
             strip = _resize(_resized_rows(maps, height, start, stop), (stop - start, width))
-            broken = ~strip.isfinite().all(0)
             probability = (scale * strip).softmax(0)
             if words == list(range(classes)):
                 scores = probability
@@ -273,7 +280,9 @@ def _score_strips(logits: Tensor, size: tuple[int, int], scale: float, class_ind
                 scores = probability.new_zeros((classes, *strip.shape[1:]))
                 for word, index in enumerate(words):
                     torch.maximum(scores[index], probability[word], out=scores[index])
-            yield image, slice(start, stop), scores.masked_fill_(broken, float("nan"))
+            if not whole:
+                scores.masked_fill_(~strip.isfinite().all(0), float("nan"))
+            yield image, slice(start, stop), scores
 
 
 def _resized_rows(maps: Tensor, height: int, start: int, stop: int) -> Tensor:

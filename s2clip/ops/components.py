@@ -142,7 +142,7 @@ _measure_components = Op(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_measure_fake,
     body=_measure,
-    launcher="connected_components:launch_measure",
+    launcher="component_statistics:launch_measure",
 )
 
 
