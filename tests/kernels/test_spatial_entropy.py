@@ -38,13 +38,11 @@ def test_flat_map_has_the_entropy_of_the_uniform_distribution():
     torch.testing.assert_close(result, torch.tensor([30.0]).log())
 
 
-def test_order_scale_and_shift_change_nothing():
+def test_order_and_shift_change_nothing():
     features = normal(1, 8, 6, 6)
     shuffled = features.flatten(2)[..., torch.randperm(36, generator=torch.Generator().manual_seed(0))].view(1, 8, 6, 6)
     torch.testing.assert_close(spatial_entropy.launch(shuffled), spatial_entropy.launch(features))
-    torch.testing.assert_close(
-        spatial_entropy.launch(5 * features - 3), spatial_entropy.launch(features), rtol=0, atol=0.1
-    )
+    torch.testing.assert_close(spatial_entropy.launch(features - 3), spatial_entropy.launch(features))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
