@@ -350,7 +350,8 @@ def spatial_distribution(features: Tensor) -> Tensor:
     F̂ = (F − μ)/(σ + ε); P = exp(F̂ − max F̂)/(Σ exp + ε), clamped at ε from below and renormalised. μ and σ are those of
     the channel over its positions (σ of the population, not of a sample); ε = max(10⁻²·min σ, 10⁻⁶) with the smallest σ
     of the image's channels. The source takes the smallest σ of the whole batch, so that an image's entropy depends on
-    the others in its batch; ours does not.
+    the others in its batch; ours does not. As ε grows with σ, features of large σ (10⁻²·min σ above every P) are all
+    clamped, and their entropy is log N.
     """
     flat = features.flatten(1).to(_at_least_float32(features.dtype))
     deviation, centre = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
