@@ -1,0 +1,269 @@
+"""Statistics of labelled components: class, area, box, mean own-class score and best point, R rows.
+
+For component r with pixels P_r and class c_r, from labels and class_map [B,H,W] and scores [B,C,H,W]:
+
+    area |P_r|    box min x, min y, max x, max y    score 1/|P_r| Σ_p scores[c_r, p]    point argmax_p scores[c_r, p]
+
+Two launches after a memset. Every block of pixels reduces its labels one by one, the smallest first, and adds each to
+the 64-byte record of its component; few labels meet in a block, so that even a region of the whole image sends one
+atomic per block and column to its record, not one per pixel. The second launch turns records into rows. Nothing of
+size [C,H,W] or [R,H,W] is written; only the own class of each pixel is read: 4 bytes of scores a pixel, where masks
+per region would take R·H·W.
+
+All results are integers until the last step, so they are bitwise the same in every order of the atomics. A score is
+rounded to a multiple of 2^−s, s = 47 − bit length of H·W, at most 32 (29 for 375×500, 25 for 1024×2048): any H·W scores
+up to 2^16 fit 63 bits. A component with a score that is not finite, or beyond ±65,504, or whose class is not in
+0..C−1, has score NaN. The point is the maximum of (ordered float, −pixel) in 63 bits: the first in raster order of
+equals.
+Atomics are relaxed and their results unused (RED instructions); the kernel boundary orders them before the reader.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from s2clip.kernels.connected_components import case, dense, strip_kernel, strips
+from s2clip.kernels.inspect import Case
+from s2clip.kernels.tiles import architecture
+
+LARGEST = tl.constexpr(65_504.0)  # of fp16
+COLUMNS = tl.constexpr(8)  # int64 per component; all start at 0, so minima are kept as maxima counted from the far side
+SUM = tl.constexpr(0)
+BEST = tl.constexpr(1)
+AREA = tl.constexpr(2)  # pixels + 2³² · pixels without a usable score
+CLASS = tl.constexpr(3)
+LEFT = tl.constexpr(4)
+TOP = tl.constexpr(5)
+RIGHT = tl.constexpr(6)
+BOTTOM = tl.constexpr(7)
+
+
+class Configuration(NamedTuple):
+    """Pixels per program of measure, labels that it reduces one by one, rows per program of report; all on one warp."""
+
+    measure: int
+    rounds: int
+    report: int
+
+
+def configuration(arch: int) -> Configuration:
+    """One choice for all GPUs; arch 0 is the interpreter, which pays per operation and not per lane: large blocks."""
+    return Configuration(4096, 4, 1024) if arch == 0 else Configuration(256, 4, 32)
+
+
+@triton.jit
+def _raise(cell, value, mask):
+    """Maximum into memory. Cells only grow, so a stale read can cost an atomic but never lose one."""
+    value = value.to(tl.int64)
+    higher = mask & (value > tl.load(cell, mask=mask, other=0))
+    tl.atomic_max(cell, value, mask=higher, sem="relaxed")
+
+
+@triton.jit
+def _record(state, row, total, best, area, class_id, left, top, right, bottom, mask):
+    """Scalars or lanes into the records [rows,COLUMNS]: sums in the first and third column, maxima in the others."""
+    cell = state + row.to(tl.int64) * COLUMNS
+    tl.atomic_add(cell + SUM, total, mask=mask, sem="relaxed")
+    tl.atomic_add(cell + AREA, area, mask=mask, sem="relaxed")
+    _raise(cell + BEST, best, mask)
+    _raise(cell + CLASS, class_id, mask)
+    _raise(cell + LEFT, left, mask)
+    _raise(cell + TOP, top, mask)
+    _raise(cell + RIGHT, right, mask)
+    _raise(cell + BOTTOM, bottom, mask)
+
+
+@triton.jit
+def _area(pixels, bad):
+    return pixels.to(tl.int64) + (bad.to(tl.int64) << 32)
+
+
+@triton.jit
+def _key(order, pixel):
+    """63 bits: the larger score wins, then the earlier pixel; never 0."""
+    return ((order.to(tl.int64) + 2147483648) << 31) + (2147483647 - pixel)
+
+
+@strip_kernel
+def _measure_kernel(
+    labels,
+    class_map,
+    scores,
+    count,
+    end,
+    state,
+    pixels: tl.int32,
+    classes: tl.int32,
+    height: tl.int32,
+    width: tl.int32,
+    batch_stride: tl.int64,
+    class_stride: tl.int64,
+    row_stride: tl.int64,
+    column_stride: tl.int64,
+    scale: tl.float32,
+    ROUNDS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    pixel = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = pixel < pixels
+    x = pixel % width
+    y = pixel // width % height
+    image = pixel // width // height
+    label = tl.load(labels + pixel, mask=inside, other=0).to(tl.int64)
+    last = tl.load(count + image, mask=inside, other=0)
+    left = inside & (label > 0) & (label <= last)
+    row = (tl.load(end + image, mask=left, other=0) - last + label - 1).to(tl.int32)
+    class_id = tl.load(class_map + pixel, mask=left, other=0).to(tl.int64)
+    known = left & (class_id >= 0) & (class_id < classes)
+
+    offset = image * batch_stride + class_id * class_stride + y * row_stride + x * column_stride
+    own = tl.load(scores + offset, mask=known, other=float("nan")).to(tl.float32)
+    bad = (tl.abs(own) <= LARGEST) == 0
+    scaled = tl.where(bad, 0.0, own) * scale
+    floor = tl.floor(scaled)
+    fixed = floor.to(tl.int64) + (scaled - floor >= 0.5).to(tl.int64)
+    bits = tl.where(own == 0, 0.0, own).to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    order = tl.where(tl.abs(own) < float("inf"), order, -2147483648)
+
+    # One label at a time, smallest first: what begins early in the raster tends to be large, and one address takes one
+    # atomic per clock. What is left after ROUNDS labels in one block are many small regions.
+    for _ in range(ROUNDS):
+        one = tl.min(tl.where(left, row, 2147483647), axis=0)
+        mine = left & (row == one)
+        if one < 2147483647:
+            highest = tl.max(tl.where(mine, order, -2147483648), axis=0)
+            first = tl.min(tl.where(mine & (order == highest), pixel, 2147483647), axis=0)
+            _record(
+                state,
+                one,
+                tl.sum(tl.where(mine, fixed, 0), axis=0),
+                _key(highest, first),
+                _area(tl.sum(mine.to(tl.int32), axis=0), tl.sum((mine & bad).to(tl.int32), axis=0)),
+                tl.max(tl.where(mine, class_id, -1), axis=0) + 1,
+                tl.max(tl.where(mine, width - x, 0), axis=0),
+                tl.max(tl.where(mine, height - y, 0), axis=0),
+                tl.max(tl.where(mine, x + 1, 0), axis=0),
+                tl.max(tl.where(mine, y + 1, 0), axis=0),
+                one >= 0,
+            )
+        left = left & (row != one)
+    if tl.max(left.to(tl.int32), axis=0) > 0:
+        area = _area(left.to(tl.int32), bad.to(tl.int32))
+        class_id = tl.maximum(class_id, -1) + 1
+        key = _key(order, pixel)
+        _record(state, row, fixed, key, area, class_id, width - x, height - y, x + 1, y + 1, left)
+
+
+@strip_kernel
+def _report_kernel(
+    state,
+    count,
+    end,
+    image_index,
+    class_index,
+    label,
+    area,
+    box,
+    score,
+    point,
+    rows: tl.int32,
+    images: tl.int32,
+    height: tl.int32,
+    width: tl.int32,
+    resolution: tl.float32,
+    LANES: tl.constexpr,
+):
+    row = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = row < rows
+    column = state + row.to(tl.int64) * COLUMNS
+    total = tl.load(column + SUM, mask=inside, other=0)
+    best = tl.load(column + BEST, mask=inside, other=0)
+    pixels_and_bad = tl.load(column + AREA, mask=inside, other=0)
+
+    # How many images end at or before this row, by bisection.
+    image = tl.zeros([LANES], tl.int32)
+    beyond = image + images
+    while tl.max(beyond - image, axis=0) > 0:
+        middle = (image + beyond) // 2
+        search = inside & (image < beyond)
+        ended = search & (tl.load(end + middle, mask=search, other=0) <= row)
+        image = tl.where(ended, middle + 1, image)
+        beyond = tl.where(ended, beyond, middle)
+    start = tl.load(end + image, mask=inside, other=0) - tl.load(count + image, mask=inside, other=0)
+
+    pixels = (pixels_and_bad & 0xFFFFFFFF).to(tl.int32)
+    seen = pixels > 0
+    mean = total.to(tl.float64) / tl.maximum(pixels, 1).to(tl.float64) * resolution
+    whole = seen & (pixels_and_bad >> 32 == 0)
+    pixel = (2147483647 - (best & 2147483647)).to(tl.int32) % (height * width)
+
+    tl.store(image_index + row, image, mask=inside)
+    tl.store(class_index + row, tl.load(column + CLASS, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
+    tl.store(label + row, row - start + 1, mask=inside)
+    tl.store(area + row, pixels, mask=inside)
+    tl.store(box + row * 4, width - tl.load(column + LEFT, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(box + row * 4 + 1, height - tl.load(column + TOP, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(box + row * 4 + 2, tl.load(column + RIGHT, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
+    tl.store(box + row * 4 + 3, tl.load(column + BOTTOM, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
+    tl.store(score + row, tl.where(whole, mean.to(tl.float32), float("nan")), mask=inside)
+    tl.store(point + row * 2, tl.where(seen, pixel % width, -1), mask=inside)
+    tl.store(point + row * 2 + 1, tl.where(seen, pixel // width, -1), mask=inside)
+
+
+def launch_measure(
+    labels: torch.Tensor, class_map: torch.Tensor, scores: torch.Tensor, count: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, ...]:
+    """As `reference.measure_components`. Scores are read in place; maps are copied if not contiguous."""
+    batch, height, width = labels.shape
+    integers = {"dtype": torch.int32, "device": labels.device}
+    image_index, class_index, label, area = (torch.empty(rows, **integers) for _ in range(4))
+    box, point = torch.empty((rows, 4), **integers), torch.empty((rows, 2), **integers)
+    score = torch.empty(rows, dtype=torch.float32, device=labels.device)
+    if rows > 0:
+        labels, class_map = dense(labels), dense(class_map)
+        count = count.to(torch.int32).contiguous()
+        end = count.cumsum(0, dtype=torch.int32)
+        state = torch.zeros((rows, COLUMNS.value), dtype=torch.int64, device=labels.device)
+        for part in strips(labels) if labels.numel() else ():
+            _measure(labels[part], class_map[part], scores[part], count[part], end[part], state)
+        tiles = configuration(architecture(labels.device))
+        _report_kernel[(triton.cdiv(rows, tiles.report),)](
+            *(state, count, end, image_index, class_index, label, area, box, score, point),
+            *(rows, batch, height, width, 2.0 ** -_fixed_point(height * width)),
+            LANES=tiles.report,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return image_index, class_index, label, area, box, score, point
+
+
+def _measure(labels, class_map, scores, count, end, state) -> None:
+    pixels = labels.numel()
+    height, width = labels.shape[1:]
+    tiles = configuration(architecture(labels.device))
+    _measure_kernel[(triton.cdiv(pixels, tiles.measure),)](
+        *(labels, class_map, scores, count, end, state, pixels, scores.shape[1], height, width, *scores.stride()),
+        2.0 ** _fixed_point(height * width),
+        ROUNDS=tiles.rounds,
+        LANES=tiles.measure,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
+
+
+def _fixed_point(image_pixels: int) -> int:
+    """Bits after the point, so that H·W pixels of magnitude 2¹⁶ fit 63 bits: 29 for 375×500, 25 for 1024×2048."""
+    return min(32, 47 - image_pixels.bit_length())
+
+
+def compile_cases(arch: int) -> Iterator[Case]:
+    """Every dtype of scores with the class map of the pipeline, int32."""
+    tiles = configuration(arch)
+    for dtype in ("fp32", "fp16", "bf16"):
+        constants = {"ROUNDS": tiles.rounds, "LANES": tiles.measure}
+        yield case(_measure_kernel, dtype, {"scores": f"*{dtype}", "state": "*i64"}, constants, 1)
+    yield case(_report_kernel, "any", {"score": "*fp32", "state": "*i64"}, {"LANES": tiles.report}, 1)
