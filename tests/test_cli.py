@@ -34,6 +34,12 @@ def paint(path, seed=0, size=(48, 64)):
     return path
 
 
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def one_line(result):
     """The error of a usage or environment failure: click prints a usage hint before it."""
     return next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
@@ -49,7 +55,7 @@ def test_segment_writes_a_label_map_of_the_pictures_size(run, tmp_path):
         "classes.json",
         "run.json",
     ]
-    labels = Image.open(tmp_path / "out/a.png")
+    labels = opened(tmp_path / "out/a.png")
     assert (labels.mode, labels.size) == ("P", (64, 48))
     assert np.asarray(labels).max() < 4
     run_file = json.loads((tmp_path / "out/run.json").read_text())
@@ -111,8 +117,8 @@ def test_pictures_of_one_name_get_files_of_their_own(run, tmp_path):
     paint(tmp_path / "two/a.jpg", size=(48, 64))
     result = run("segment", "one/a.png", "two/a.jpg", "one/a.png", "--classes", CLASSES, "--method", "clip")
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / "out/a.png").size == (64, 40)
-    assert Image.open(tmp_path / "out/a-2.png").size == (64, 48)
+    assert opened(tmp_path / "out/a.png").size == (64, 40)
+    assert opened(tmp_path / "out/a-2.png").size == (64, 48)
     assert not (tmp_path / "out/a-3.png").exists()
     images = json.loads((tmp_path / "out/run.json").read_text())["images"]
     assert [image["source"] for image in images] == ["one/a.png", "two/a.jpg"]
@@ -255,7 +261,7 @@ def test_demo_writes_its_files_and_says_where(run, tmp_path):
         assert path in result.stdout
         assert (tmp_path / path).is_file()
     truth = scenes.generate(cli.DEMO_SCENE)[1]
-    assert np.asarray(Image.open(tmp_path / f"out/demo/scene-{cli.DEMO_SCENE}.png")).shape == truth.shape
+    assert np.asarray(opened(tmp_path / f"out/demo/scene-{cli.DEMO_SCENE}.png")).shape == truth.shape
     for name in ("%", "load", "ms"):
         assert name in result.stdout
     record = json.loads(run("demo", "--json", "--scene", "3").stdout)

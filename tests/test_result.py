@@ -30,11 +30,17 @@ def make_result(height=5, width=7, classes=CLASSES, **changes):
     return Result(**{**fields, **changes})
 
 
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def test_label_png_is_a_palette_picture_of_ids(tmp_path):
     result = make_result()
     paths = result.save(tmp_path, ("png",))
     assert paths == {"png": tmp_path / "a.png"}
-    image = Image.open(tmp_path / "a.png")
+    image = opened(tmp_path / "a.png")
     assert image.mode == "P"
     assert np.array_equal(np.asarray(image), result.segmentation.numpy())
     assert image.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
@@ -44,7 +50,7 @@ def test_label_png_is_a_palette_picture_of_ids(tmp_path):
 def test_ids_without_a_class_are_written_as_ignored(tmp_path):
     segmentation = torch.tensor([[0, 255, 2]])
     make_result(1, 3, segmentation=segmentation).save(tmp_path, ("png",))
-    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[0, 255, 2]]
+    assert np.asarray(opened(tmp_path / "a.png")).tolist() == [[0, 255, 2]]
 
 
 @pytest.mark.parametrize(("count", "mode"), [(255, "P"), (256, "I;16")])
@@ -52,7 +58,7 @@ def test_more_than_255_classes_need_16_bits(tmp_path, count, mode):
     classes = tuple(f"class {index}" for index in range(count))
     segmentation = torch.tensor([[0, 100, count - 1, count]])
     make_result(1, 4, classes=classes, segmentation=segmentation).save(tmp_path, ("png", "overlay"))
-    image = Image.open(tmp_path / "a.png")
+    image = opened(tmp_path / "a.png")
     ignored = 255 if mode == "P" else 65535
     assert image.mode == mode
     assert np.asarray(image).tolist() == [[0, 100, count - 1, ignored]]
