@@ -174,9 +174,11 @@ def measure_components(
     """(image_index, class_index, label, area, box, score, point) of labels 1..count[b] of each image, rows = Σ count.
 
     labels, class_map [B,H,W]; scores [B,C,H,W]; count [B]. A pixel's own score is scores[b, class_map[b,y,x], y, x],
-    and NaN where that class is not in 0..C−1. score [rows] is the mean of the own scores, in at least fp32: NaN if one
-    of them is not finite. point [rows,2] is the (x, y) of the largest finite one, first in raster order on ties; the
-    first pixel if none is finite. box [rows,4] is x0, y0, x1, y1, inclusive. All but score are int32. Labels outside
+    and NaN where that class is not in 0..C−1. score [rows] is the mean of the own scores, in at least fp32, each first
+    rounded to a multiple of 2^−s with s = 47 − bit length of H·W, at most 32: the sum of integers is the same in every
+    order, and H·W of them up to 2^16 fit 63 bits. It is NaN if an own score is not finite or beyond ±65,504. point
+    [rows,2] is the (x, y) of the largest finite own score, first in raster order on ties; the first pixel if none is
+    finite. box [rows,4] is x0, y0, x1, y1, inclusive. All but score are int32. Labels outside
     1..count are skipped. A label without pixels has area 0, class −1, box (W, H, −1, −1), score NaN, point (−1, −1). A
     label over several classes, which label_components never makes, gets the largest class.
     """
@@ -191,7 +193,8 @@ def measure_components(
 
     area, classes, right, bottom = column(0), column(-1), column(-1), column(-1)
     left, top, first = column(width), column(height), column(height * width)
-    total, peak = column(0, torch.float64), column(float("-inf"), _at_least_float32(scores.dtype))
+    total, unusable, peak = column(0), column(0), column(float("-inf"), _at_least_float32(scores.dtype))
+    bits = min(32, 47 - (height * width).bit_length())
     y, x = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, (height, width)), indexing="ij"))
     y, x = y.to(device), x.to(device)
     pixel = y * width + x
@@ -204,7 +207,9 @@ def measure_components(
         own = own.where(known & own.isfinite(), float("nan"))
 
         area += row.bincount(minlength=rows + 1)
-        total += row.bincount(own.double(), minlength=rows + 1)
+        usable = own.abs() <= 65_504
+        total.index_add_(0, row, (own.double() * 2.0**bits + 0.5).floor().where(usable, 0).long())
+        unusable.index_add_(0, row, (~usable).long())
         classes.scatter_reduce_(0, row, own_class, "amax")
         left.scatter_reduce_(0, row, x, "amin")
         right.scatter_reduce_(0, row, x, "amax")
@@ -214,13 +219,14 @@ def measure_components(
         peak.scatter_reduce_(0, row, own, "amax")
         first.scatter_reduce_(0, row, pixel.where(own == peak[row], height * width), "amin")
 
-    everything = (area, classes, left, top, right, bottom, first, total, peak)
-    area, classes, left, top, right, bottom, first, total, peak = (values[:rows] for values in everything)
+    everything = (area, classes, left, top, right, bottom, first, total, unusable)
+    area, classes, left, top, right, bottom, first, total, unusable = (values[:rows] for values in everything)
     label = torch.arange(rows, device=device) - offset[image_index] + 1
     box = torch.stack([left, top, right, bottom], 1)
     point = torch.stack([first % max(width, 1), first // max(width, 1)], 1).where(area[:, None] > 0, -1)
     integers = [column.to(torch.int32) for column in (image_index, classes, label, area, box, point)]
-    return *integers[:5], (total / area).to(peak.dtype), integers[5]
+    mean = (total.double() / area / 2.0**bits).masked_fill(unusable > 0, float("nan"))
+    return *integers[:5], mean.to(peak.dtype), integers[5]
 
 
 # Pixels
