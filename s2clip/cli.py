@@ -33,6 +33,12 @@ class EnvironmentFailure(click.ClickException):
     exit_code = ENVIRONMENT
 
 
+class ValueFailure(click.ClickException):
+    """A value that no picture can be segmented with: one line, without click's reminder of the syntax."""
+
+    exit_code = USAGE
+
+
 class Program(click.Group):
     """Turns the library's errors into one line and an exit code."""
 
@@ -168,9 +174,9 @@ def segment(
             raise ValueError(f"--max-megapixels must be positive, received {max_megapixels:g}")
         pictures, failures = expand(sources)
         stems = name_outputs(pictures, output, chosen)
-    writable_folder(output)
     done: list[dict[str, Any]] = []
     if pictures:
+        writable_folder(output)
         changes = {} if threshold is None else {"threshold": threshold}
         segmenter = load_segmenter(
             model_settings, method=method, refine=refine, max_pixels=round(max_megapixels * 1e6), **changes
@@ -242,7 +248,7 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
 
 
 @main.command(cls=ListOptions)
-@click.argument("dataset", type=click.Choice(["scenes"]))
+@click.argument("dataset", type=click.Choice(["scenes"]), metavar="DATASET")
 @click.option("--method", "methods", multiple=True, default=["s2clip"], show_default=True, help="One or several.")
 @click.option("--refine", "refinements", multiple=True, default=["none"], show_default=True, help="One or several.")
 @click.option("--limit", default=200, show_default=True, help="Number of scenes.")
@@ -296,7 +302,7 @@ def usage_errors() -> Iterator[None]:
     except S2ClipError:
         raise
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise ValueFailure(str(error)) from error
 
 
 def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
@@ -310,7 +316,7 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
         try:
             kind = torch.device(device).type
         except RuntimeError:
-            raise click.UsageError(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
+            raise ValueFailure(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
         if kind == "cuda" and not torch.cuda.is_available():
             raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
     with usage_errors():
