@@ -39,7 +39,7 @@ bench: .venv/stamp
 	$(BIN)/pytest bench --benchmark-only
 
 gpu: .venv/stamp
-	$(BIN)/pytest -m gpu tests/gpu
+	PYTHON=$(CURDIR)/$(BIN)/python tests/gpu/run
 
 wheel: .venv/stamp
 	rm -rf build dist
