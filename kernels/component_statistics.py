@@ -31,8 +31,8 @@ from s2clip.kernels.tiles import architecture
 
 LARGEST = tl.constexpr(65_504.0)  # of fp16
 COLUMNS = tl.constexpr(8)  # int64 per component; all start at 0, so minima are kept as maxima counted from the far side
-SUM = tl.constexpr(0)
-BEST = tl.constexpr(1)
+SUM = tl.constexpr(0)  # of scores in fixed point; for moments, x here and y in the next column
+BEST = tl.constexpr(1)  # `_key` of the best pixel
 AREA = tl.constexpr(2)  # pixels + 2³² · pixels without a usable score
 CLASS = tl.constexpr(3)
 LEFT = tl.constexpr(4)
@@ -63,13 +63,16 @@ def _raise(cell, value, mask):
 
 
 @triton.jit
-def _record(state, row, total, best, area, class_id, left, top, right, bottom, mask):
-    """Scalars or lanes into the records [rows,COLUMNS]: sums in the first and third column, maxima in the others."""
+def _record(state, row, total, best, area, class_id, left, top, right, bottom, mask, SCORED: tl.constexpr):
+    """Scalars or lanes into the records [rows,COLUMNS]."""
     cell = state + row.to(tl.int64) * COLUMNS
-    tl.atomic_add(cell + SUM, total, mask=mask, sem="relaxed")
     tl.atomic_add(cell + AREA, area, mask=mask, sem="relaxed")
-    _raise(cell + BEST, best, mask)
-    _raise(cell + CLASS, class_id, mask)
+    tl.atomic_add(cell + SUM, total, mask=mask, sem="relaxed")
+    if SCORED:
+        _raise(cell + BEST, best, mask)
+        _raise(cell + CLASS, class_id, mask)
+    else:
+        tl.atomic_add(cell + BEST, best, mask=mask, sem="relaxed")
     _raise(cell + LEFT, left, mask)
     _raise(cell + TOP, top, mask)
     _raise(cell + RIGHT, right, mask)
@@ -77,14 +80,30 @@ def _record(state, row, total, best, area, class_id, left, top, right, bottom, m
 
 
 @triton.jit
-def _area(pixels, bad):
-    return pixels.to(tl.int64) + (bad.to(tl.int64) << 32)
+def _fixed(own, bad, scale):
+    """The multiple of 1/scale nearest to own, as int64; halves go up."""
+    scaled = tl.where(bad, 0.0, own) * scale
+    floor = tl.floor(scaled)
+    return floor.to(tl.int64) + (scaled - floor >= 0.5).to(tl.int64)
+
+
+@triton.jit
+def _ordered(own):
+    """An int32 that orders as the floats do, equal for both zeros, smallest for what is not finite."""
+    bits = tl.where(own == 0, 0.0, own).to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(tl.abs(own) < float("inf"), order, -2147483648)
 
 
 @triton.jit
 def _key(order, pixel):
     """63 bits: the larger score wins, then the earlier pixel; never 0."""
     return ((order.to(tl.int64) + 2147483648) << 31) + (2147483647 - pixel)
+
+
+@triton.jit
+def _area(pixels, bad):
+    return pixels.to(tl.int64) + (bad.to(tl.int64) << 32)
 
 
 @strip_kernel
@@ -104,58 +123,68 @@ def _measure_kernel(
     row_stride: tl.int64,
     column_stride: tl.int64,
     scale: tl.float32,
+    SCORED: tl.constexpr,
     ROUNDS: tl.constexpr,
     LANES: tl.constexpr,
 ):
+    """With SCORED labels 1..count, as `launch_measure`; without, labels 0..count − 1 as `launch_moments`."""
     pixel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = pixel < pixels
     x = pixel % width
     y = pixel // width % height
     image = pixel // width // height
-    label = tl.load(labels + pixel, mask=inside, other=0).to(tl.int64)
-    last = tl.load(count + image, mask=inside, other=0)
-    left = inside & (label > 0) & (label <= last)
-    row = (tl.load(end + image, mask=left, other=0) - last + label - 1).to(tl.int32)
-    class_id = tl.load(class_map + pixel, mask=left, other=0).to(tl.int64)
-    known = left & (class_id >= 0) & (class_id < classes)
+    index = tl.load(labels + pixel, mask=inside, other=0).to(tl.int64)
+    if SCORED:
+        index -= 1
+    rows = tl.load(count + image, mask=inside, other=0)
+    rest = inside & (index >= 0) & (index < rows)
+    row = (tl.load(end + image, mask=rest, other=0) - rows + index).to(tl.int32)
 
-    offset = image * batch_stride + class_id * class_stride + y * row_stride + x * column_stride
-    own = tl.load(scores + offset, mask=known, other=float("nan")).to(tl.float32)
-    bad = (tl.abs(own) <= LARGEST) == 0
-    scaled = tl.where(bad, 0.0, own) * scale
-    floor = tl.floor(scaled)
-    fixed = floor.to(tl.int64) + (scaled - floor >= 0.5).to(tl.int64)
-    bits = tl.where(own == 0, 0.0, own).to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    order = tl.where(tl.abs(own) < float("inf"), order, -2147483648)
+    class_id = tl.zeros([LANES], tl.int64)
+    bad = inside & (pixel < 0)
+    total = x.to(tl.int64)
+    best = y.to(tl.int64)
+    if SCORED:
+        class_id = tl.load(class_map + pixel, mask=rest, other=0).to(tl.int64)
+        known = rest & (class_id >= 0) & (class_id < classes)
+        offset = image * batch_stride + class_id * class_stride + y * row_stride + x * column_stride
+        own = tl.load(scores + offset, mask=known, other=float("nan")).to(tl.float32)
+        bad = (tl.abs(own) <= LARGEST) == 0
+        total = _fixed(own, bad, scale)
+        order = _ordered(own)
+        best = _key(order, pixel)
+    class_id = tl.maximum(class_id.to(tl.int32), -1) + 1
 
     # One label at a time, smallest first: what begins early in the raster tends to be large, and one address takes one
     # atomic per clock. What is left after ROUNDS labels in one block are many small regions.
     for _ in range(ROUNDS):
-        one = tl.min(tl.where(left, row, 2147483647), axis=0)
-        mine = left & (row == one)
+        one = tl.min(tl.where(rest, row, 2147483647), axis=0)
+        mine = rest & (row == one)
         if one < 2147483647:
-            highest = tl.max(tl.where(mine, order, -2147483648), axis=0)
-            first = tl.min(tl.where(mine & (order == highest), pixel, 2147483647), axis=0)
+            if SCORED:
+                highest = tl.max(tl.where(mine, order, -2147483648), axis=0)
+                first = tl.min(tl.where(mine & (order == highest), pixel, 2147483647), axis=0)
+                best_of_one = _key(highest, first)
+            else:
+                best_of_one = tl.sum(tl.where(mine, best, 0), axis=0)
             _record(
                 state,
                 one,
-                tl.sum(tl.where(mine, fixed, 0), axis=0),
-                _key(highest, first),
+                tl.sum(tl.where(mine, total, 0), axis=0),
+                best_of_one,
                 _area(tl.sum(mine.to(tl.int32), axis=0), tl.sum((mine & bad).to(tl.int32), axis=0)),
-                tl.max(tl.where(mine, class_id, -1), axis=0) + 1,
+                tl.max(tl.where(mine, class_id, 0), axis=0),
                 tl.max(tl.where(mine, width - x, 0), axis=0),
                 tl.max(tl.where(mine, height - y, 0), axis=0),
                 tl.max(tl.where(mine, x + 1, 0), axis=0),
                 tl.max(tl.where(mine, y + 1, 0), axis=0),
                 one >= 0,
+                SCORED,
             )
-        left = left & (row != one)
-    if tl.max(left.to(tl.int32), axis=0) > 0:
-        area = _area(left.to(tl.int32), bad.to(tl.int32))
-        class_id = tl.maximum(class_id, -1) + 1
-        key = _key(order, pixel)
-        _record(state, row, fixed, key, area, class_id, width - x, height - y, x + 1, y + 1, left)
+        rest = rest & (row != one)
+    if tl.max(rest.to(tl.int32), axis=0) > 0:
+        area = _area(rest.to(tl.int32), bad.to(tl.int32))
+        _record(state, row, total, best, area, class_id, width - x, height - y, x + 1, y + 1, rest, SCORED)
 
 
 @strip_kernel
@@ -224,12 +253,8 @@ def launch_measure(
     box, point = torch.empty((rows, 4), **integers), torch.empty((rows, 2), **integers)
     score = torch.empty(rows, dtype=torch.float32, device=labels.device)
     if rows > 0:
-        labels, class_map = dense(labels), dense(class_map)
         count = count.to(torch.int32).contiguous()
-        end = count.cumsum(0, dtype=torch.int32)
-        state = torch.zeros((rows, COLUMNS.value), dtype=torch.int64, device=labels.device)
-        for part in strips(labels) if labels.numel() else ():
-            _measure(labels[part], class_map[part], scores[part], count[part], end[part], state)
+        state, end = _measured(labels, count, rows, class_map, scores)
         tiles = configuration(architecture(labels.device))
         _report_kernel[(triton.cdiv(rows, tiles.report),)](
             *(state, count, end, image_index, class_index, label, area, box, score, point),
@@ -241,18 +266,40 @@ def launch_measure(
     return image_index, class_index, label, area, box, score, point
 
 
-def _measure(labels, class_map, scores, count, end, state) -> None:
-    pixels = labels.numel()
+def launch_moments(labels: torch.Tensor, count: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+    """(area, box, total) int64 [rows], [rows,4], [rows,2] of labels 0..count[b] − 1 of each image, rows = Σ count.
+
+    total holds Σ x and Σ y. A label without pixels has area 0 and box (W, H, −1, −1).
+    """
+    height, width = labels.shape[1:]
+    state, _ = _measured(labels, count.to(torch.int32).contiguous(), rows)
+    far = torch.tensor([width, height], device=state.device)
+    box = torch.cat([far - state[:, LEFT.value : RIGHT.value], state[:, RIGHT.value :] - 1], 1)
+    return state[:, AREA.value], box, state[:, SUM.value : AREA.value]
+
+
+def _measured(labels, count, rows: int, class_map=None, scores=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The records [rows,COLUMNS], and the row at which each image ends."""
+    end = count.cumsum(0, dtype=torch.int32)
+    state = torch.zeros((rows, COLUMNS.value), dtype=torch.int64, device=labels.device)
+    labels = dense(labels)
+    class_map = labels if class_map is None else dense(class_map)
+    scored = scores is not None
+    scores = scores if scored else labels[:, None]
     height, width = labels.shape[1:]
     tiles = configuration(architecture(labels.device))
-    _measure_kernel[(triton.cdiv(pixels, tiles.measure),)](
-        *(labels, class_map, scores, count, end, state, pixels, scores.shape[1], height, width, *scores.stride()),
-        2.0 ** _fixed_point(height * width),
-        ROUNDS=tiles.rounds,
-        LANES=tiles.measure,
-        num_warps=1,
-        enable_fp_fusion=False,
-    )
+    for part in strips(labels) if labels.numel() and rows else ():
+        pixels = labels[part].numel()
+        _measure_kernel[(triton.cdiv(pixels, tiles.measure),)](
+            *(labels[part], class_map[part], scores[part], count[part], end[part], state),
+            *(pixels, scores.shape[1], height, width, *scores.stride(), 2.0 ** _fixed_point(height * width)),
+            SCORED=scored,
+            ROUNDS=tiles.rounds,
+            LANES=tiles.measure,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return state, end
 
 
 def _fixed_point(image_pixels: int) -> int:
@@ -261,9 +308,11 @@ def _fixed_point(image_pixels: int) -> int:
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Every dtype of scores with the class map of the pipeline, int32."""
+    """Every dtype of scores, with the class map of the pipeline, int32; and boxes and centroids without scores."""
     tiles = configuration(arch)
+    constants = {"ROUNDS": tiles.rounds, "LANES": tiles.measure}
     for dtype in ("fp32", "fp16", "bf16"):
-        constants = {"ROUNDS": tiles.rounds, "LANES": tiles.measure}
-        yield case(_measure_kernel, dtype, {"scores": f"*{dtype}", "state": "*i64"}, constants, 1)
+        pointers = {"scores": f"*{dtype}", "state": "*i64"}
+        yield case(_measure_kernel, dtype, pointers, {"SCORED": True, **constants}, 1)
+    yield case(_measure_kernel, "moments", {"state": "*i64"}, {"SCORED": False, **constants}, 1)
     yield case(_report_kernel, "any", {"score": "*fp32", "state": "*i64"}, {"LANES": tiles.report}, 1)
