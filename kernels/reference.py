@@ -178,9 +178,9 @@ def measure_components(
     rounded to a multiple of 2^−s with s = 47 − bit length of H·W, at most 32: the sum of integers is the same in every
     order, and H·W of them up to 2^16 fit 63 bits. It is NaN if an own score is not finite or beyond ±65,504. point
     [rows,2] is the (x, y) of the largest finite own score, first in raster order on ties; the first pixel if none is
-    finite. box [rows,4] is x0, y0, x1, y1, inclusive. All but score are int32. Labels outside
-    1..count are skipped. A label without pixels has area 0, class −1, box (W, H, −1, −1), score NaN, point (−1, −1). A
-    label over several classes, which label_components never makes, gets the largest class.
+    finite. box [rows,4] is x0, y0, x1, y1, inclusive. All but score are int32. Labels outside 1..count are skipped. A
+    label without pixels has area 0, class −1, box (W, H, −1, −1), score NaN, point (−1, −1). A label over several
+    classes, which label_components never makes, gets the largest class.
     """
     batch, height, width = labels.shape
     device = labels.device

@@ -76,12 +76,13 @@ def measure_components(
     """Class, area, box, mean score and best point of every component; R = Σ_b count_b rows.
 
     labels: [B,H,W] or [H,W], from `label_components`; class_map: the map it was given.
-    scores: [B,C,H,W] or [C,H,W] at the same size, any float dtype. On the GPU sums are in fixed point: |score| ≤ 2¹⁶.
+    scores: [B,C,H,W] or [C,H,W] at the same size, any float dtype, from −65,504 to 65,504: sums are in fixed point.
     count: [B], what `label_components` returned; default the largest label of each image. R is known to the host after
         one read of the device; with a CPU tensor or a list nothing is read and all values are trusted (labels beyond
         the count are then skipped).
     Returns Components. score is the mean of the component's own class score, point the (x, y) of the largest one, first
-    in raster order on ties. With a non-finite own score, score is NaN and point that of the largest finite one.
+    in raster order on ties. With an own score that is not finite, or out of range, score is NaN; point is still that of
+    the largest finite one.
     Raises ValueError for other shapes, dtypes, devices, labels beyond the count, class ids not in 0..C−1 under a label.
     """
     maps = _batched("labels", labels, checks.INTEGERS, "[B,H,W]")
@@ -124,7 +125,8 @@ def _measure(run, labels: Tensor, class_map: Tensor, scores: Tensor, count: Tens
     if negative:
         checks.fail("labels", "labels of at least 0", int(pixels.min()))
     if unknown:
-        checks.fail("class_map", f"class ids 0..{classes - 1} under every label, for C = {classes}", own.aminmax())
+        received = f"{int(own.min())} to {int(own.max())}"
+        checks.fail("class_map", f"class ids 0..{classes - 1} under every label, for C = {classes}", received)
     return run(labels, class_map, scores, count, rows)
 
 

@@ -24,7 +24,7 @@ def connected_components_with_stats(
     checks.any_tensor("image", image, "[H,W] or [B,H,W]", (2, 3))
     labels, count = label_components((image != 0).to(torch.uint8), connectivity=connectivity, ignore_index=0)
     numbers = [number + 1 for number in count.tolist()]
-    measured = [_stats(*pair) for pair in zip(labels.view(-1, *image.shape[-2:]), numbers, strict=False)]
+    measured = [_stats(*pair) for pair in zip(labels if image.ndim == 3 else labels[None], numbers, strict=True)]
     if image.ndim == 2:
         return numbers[0], labels, *measured[0]
     return numbers, labels, [stats for stats, _ in measured], [centroids for _, centroids in measured]

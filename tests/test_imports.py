@@ -1,0 +1,139 @@
+"""What importing costs and changes: shown in fresh processes outside the repository."""
+
+import subprocess
+import sys
+import textwrap
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def fresh(code: str, folder, *options: str) -> str:
+    """What the code prints in a new interpreter; warnings are errors."""
+    command = [sys.executable, "-W", "error", *options, "-c", textwrap.dedent(code)]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def test_loads_no_kernel_no_model_library_and_no_gpu(tmp_path):
+    code = """
+        import sys
+        import torch
+        import s2clip.ops
+        heavy = {"triton", "open_clip", "timm", "segment_anything", "torchvision", "PIL", "transformers"}
+        print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
+        print(torch.cuda.is_initialized())
+    """
+    assert fresh(code, tmp_path).split("\n") == ["[]", "False"]
+
+
+def test_package_alone_does_not_even_load_torch(tmp_path):
+    code = "import s2clip, sys; print(s2clip.__version__ != '', 'torch' in sys.modules)"
+    assert fresh(code, tmp_path) == "True False"
+
+
+def test_opens_no_socket(tmp_path):
+    code = """
+        import sys
+        import torch
+        opened = []
+        sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith("socket.") else None)
+        import s2clip.ops, s2clip.segmenter
+        print([event for event in opened if event != "socket.gethostname"])  # which asks nobody outside the machine
+    """
+    assert fresh(code, tmp_path) == "[]"
+
+
+def test_changes_no_global_state(tmp_path):
+    code = """
+        import importlib, locale, logging, os, random, signal, sys, warnings
+        import numpy, torch, torchvision, open_clip, timm, segment_anything  # not ours to answer for
+
+        def state():
+            return {
+                "default dtype": torch.get_default_dtype(),
+                "grad mode": torch.is_grad_enabled(),
+                "threads": torch.get_num_threads(),
+                "matmul precision": torch.get_float32_matmul_precision(),
+                "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+                "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
+                "random": (torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()),
+                "logging": (logging.root.level, list(logging.root.handlers)),
+                "warnings": (list(warnings.filters), warnings.showwarning),
+                "environment": (dict(os.environ), os.getcwd(), list(sys.path)),
+                "hooks": (sys.excepthook, signal.getsignal(signal.SIGINT), locale.setlocale(locale.LC_ALL)),
+            }
+
+        for module in ("s2clip", "s2clip.ops", "s2clip.segmenter"):
+            before = state()
+            importlib.import_module(module)
+            after = state()
+            print(module, [name for name in before if before[name] != after[name]])
+    """
+    assert fresh(code, tmp_path).split("\n") == ["s2clip []", "s2clip.ops []", "s2clip.segmenter []"]
+
+
+def test_ops_work_without_triton(tmp_path):
+    code = WITHOUT_TRITON + textwrap.dedent("""
+        import torch
+        from s2clip import ops
+        query = torch.randn(1, 2, 5, 16)
+        ops.recombined_attention(query, query, query)
+        ops.affinity_attention(torch.randn(1, 4, 4, 8), torch.randn(1, 2, 2, 8))
+        labels, count = ops.label_components(torch.randint(0, 3, (1, 8, 8)))
+        scores = ops.class_scores(torch.randn(1, 3, 4, 4), (8, 8))
+        ops.classify_pixels(torch.randn(1, 3, 4, 4), (8, 8))
+        regions = ops.measure_components(labels, labels * 0, scores, count=count)
+        ops.merge_masks(torch.randn(1, 4, 4), [0], [0], scores, labels, input_size=(8, 8), padded_size=8)
+        print(ops.spatial_entropy(scores).isfinite().all().item(), len(regions.area) == int(count))
+    """)
+    assert fresh(code, tmp_path) == "True True"
+
+
+def test_cpu_tensors_load_no_kernel(tmp_path):
+    code = """
+        import sys
+        import torch
+        from s2clip import ops
+        ops.spatial_entropy(torch.randn(1, 2, 3, 4))
+        print([name for name in sys.modules if name.startswith("s2clip.kernels.")])
+    """
+    assert fresh(code, tmp_path) == "['s2clip.kernels.reference']"
+
+
+def test_public_names(tmp_path):
+    code = """
+        import s2clip
+        print(sorted(dir(s2clip)))
+        print(s2clip.Segmenter.__name__, s2clip.Method.__name__, s2clip.ops.__name__)
+        from s2clip import Segmenter, Method, ops
+        try:
+            s2clip.segmenters
+        except AttributeError as error:
+            print(error)
+    """
+    assert fresh(code, tmp_path).split("\n") == [
+        "['Method', 'Segmenter', '__version__', 'ops']",
+        "Segmenter Method s2clip.ops",
+        "module 's2clip' has no attribute 'segmenters'",
+    ]
+
+
+def test_nothing_named_kernels_at_the_top_level(tmp_path):
+    code = """
+        import importlib.util
+        print(importlib.util.find_spec("s2clip.kernels.reference") is not None)
+        spec = importlib.util.find_spec("kernels")
+        print(spec is not None and "s2clip" in str(spec.submodule_search_locations))
+    """
+    assert fresh(code, tmp_path).split("\n") == ["True", "False"]

@@ -1,0 +1,427 @@
+"""The public layer: registration, dispatch, memory layouts, empty inputs, bad inputs, drop-ins."""
+
+import importlib
+import inspect
+import re
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from s2clip import ops
+from s2clip.kernels import reference
+from s2clip.testing import integers, layouts, normal, probabilities
+
+LAUNCHERS = {
+    "recombined_attention": "recombined_attention.launch",
+    "affinity_attention": "affinity_attention.launch",
+    "label_components": "connected_components.launch_label",
+    "measure_components": "component_statistics.launch_measure",
+    "classify_pixels": "classify_pixels.launch",
+    "class_scores": "classify_pixels.launch_scores",
+    "merge_masks": "merge_masks.launch",
+    "spatial_entropy": "spatial_entropy.launch",
+}
+
+
+def arguments(op: str, batch: int = 2, side: int = 5) -> tuple:
+    """What the registered op takes, with maps of side × (side + 1), or 1 × 1."""
+    height, width = side, side + (side > 1)
+    maps = normal(batch, 3, height, width)
+    class_map = integers(3, batch, height, width)
+    scores = probabilities(batch, 3, height, width)
+    regions = torch.tensor([0, 2, 1, 1][: 4 * batch])
+    query, key, value = (normal(batch, 2, height * width, 16, seed=seed) for seed in range(3))
+    grid = normal(batch, height, width, 4)
+    return {
+        "recombined_attention": lambda: (query, key, value, ["qq", "kv"], [0.5, 0.5], 0.25, None),
+        "affinity_attention": lambda: ([grid, grid + 1], grid, torch.full((batch, 2), 0.5), 1.2, 3.0, None),
+        "label_components": lambda: (class_map, 8, 0),
+        "measure_components": lambda: (
+            *(ops.label_components(class_map)[0], class_map, scores),
+            ops.label_components(class_map)[1],
+        ),
+        "classify_pixels": lambda: (maps, [7, 6], 40.0, torch.tensor([0, 1, 1]), None, 0.4, 0),
+        "class_scores": lambda: (maps, [7, 6], 40.0, torch.tensor([0, 1, 1]), None),
+        "merge_masks": lambda: (
+            *(normal(len(regions), side, side), regions, regions.clamp(max=batch - 1), scores, class_map),
+            *([6, 8], 8),
+        ),
+        "spatial_entropy": lambda: (maps,),
+    }[op]()
+
+
+def assert_same(results, expected):
+    for result, truth in zip(tree_leaves(results), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(result, truth, rtol=0, atol=1e-6, equal_nan=True)
+
+
+class TestRegistration:
+    @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "strided", "offset"])
+    @pytest.mark.parametrize("op", LAUNCHERS)
+    def test_opcheck_on_every_memory_layout(self, op, layout):
+        registered = getattr(torch.ops.s2clip, op).default
+        plain = arguments(op)
+        arranged = tree_map_only(torch.Tensor, lambda tensor: layouts(tensor)[layout], plain)
+        torch.library.opcheck(registered, arranged)
+        assert_same(registered(*arranged), registered(*plain))
+
+    @pytest.mark.parametrize(("batch", "side"), [(0, 5), (1, 1)], ids=["empty", "single element"])
+    @pytest.mark.parametrize("op", LAUNCHERS)
+    def test_opcheck_on_extreme_sizes(self, op, batch, side):
+        torch.library.opcheck(getattr(torch.ops.s2clip, op).default, arguments(op, batch, side))
+
+    @pytest.mark.parametrize("op", LAUNCHERS)
+    def test_reference_and_launcher_take_the_same_arguments(self, op):
+        module, function = LAUNCHERS[op].split(".")
+        launch = getattr(importlib.import_module(f"s2clip.kernels.{module}"), function)
+        specification = inspect.signature(getattr(reference, op)).parameters
+        assert list(inspect.signature(launch).parameters) == list(specification)
+
+    def test_compiles_whole_with_dynamic_shapes(self):
+        def program(query, grid, class_map, logits, masks, region):
+            attended = ops.recombined_attention(query, query, query)
+            mixed = ops.affinity_attention([grid, grid], grid, weights=(0.25, 0.75))
+            labels, count = ops.label_components(class_map)
+            size = class_map.shape[1:]
+            classes, confidence = ops.classify_pixels(logits, size, class_index=[0, 1, 1, 2], threshold=0.4)
+            scores = ops.class_scores(logits, size, class_index=[0, 1, 1, 2])
+            regions = ops.measure_components(labels, class_map, scores, count=count)
+            merged = ops.merge_masks(masks, region, region, scores, classes, input_size=(6, 8), padded_size=8)
+            return attended, mixed, labels, classes, confidence, regions, merged, ops.spatial_entropy(logits)
+
+        torch.compiler.reset()
+        compiled = torch.compile(program, fullgraph=True, dynamic=True, backend="aot_eager")
+        for side in (5, 7):
+            inputs = (
+                *(normal(2, 2, side, 16), normal(2, side, side + 1, 4), integers(3, 2, side, side + 2)),
+                *(normal(2, 4, side, side), normal(2, side, side), torch.tensor([0, 1])),
+            )
+            assert_same(compiled(*inputs), program(*inputs))
+
+    def test_number_of_classes_may_be_read_within_a_compiled_program(self):
+        torch.compiler.reset()
+        compiled = torch.compile(
+            lambda logits, index: ops.class_scores(logits, (5, 6), class_index=index),
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        assert compiled(normal(1, 3, 4, 4), torch.tensor([0, 4, 1])).shape == (1, 5, 5, 6)
+
+
+class TestDispatch:
+    def test_cpu_tensors_take_the_reference(self):
+        maps = normal(2, 3, 4, 5)
+        for backend in ("auto", "torch"):
+            assert torch.equal(ops.spatial_entropy(maps, backend=backend), reference.spatial_entropy(maps))
+
+    def test_triton_on_cpu_tensors_needs_the_interpreter(self, monkeypatch):
+        calls = []
+        module = SimpleNamespace(launch=lambda *arguments: calls.append(arguments) or "launched")
+        monkeypatch.setitem(sys.modules, "s2clip.kernels.spatial_entropy", module)
+        maps = normal(2, 3, 4, 5)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(ValueError, match=r"backend: expected CUDA tensors .* received cpu"):
+            ops.spatial_entropy(maps, backend="triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert ops.spatial_entropy(maps, backend="triton") == "launched"
+        assert calls == [(maps,)]
+        with pytest.raises(ValueError, match=r"dtype: expected float16, bfloat16 or float32"):
+            ops.spatial_entropy(maps.double(), backend="triton")
+
+    def test_body_prepares_the_arguments_of_the_launcher(self, monkeypatch):
+        calls = []
+        module = SimpleNamespace(launch=lambda *a: calls.append(a), launch_scores=lambda *a: calls.append(a))
+        monkeypatch.setitem(sys.modules, "s2clip.kernels.classify_pixels", module)
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        logits = normal(1, 3, 4, 5)
+        ops.classify_pixels(logits, (8, 9), class_index=[0, 2, 0], threshold=0.5, background=7, backend="triton")
+        ops.class_scores(logits, (8, 9), class_index=torch.tensor([0, 2, 0], dtype=torch.uint8), backend="triton")
+        _, size, scale, index, classes, threshold, background = calls[0]
+        assert (size, scale, classes, threshold, background) == ((8, 9), 40.0, 3, 0.5, 7)
+        assert torch.equal(index, calls[1][3])
+        assert index.dtype == torch.int64
+        assert calls[1][4] == 3
+
+    @pytest.mark.parametrize("op", LAUNCHERS)
+    def test_inputs_stay_as_they_were(self, op):
+        given = arguments(op)
+        kept = tree_map_only(torch.Tensor, torch.clone, given)
+        getattr(torch.ops.s2clip, op).default(*given)
+        assert all(
+            map(torch.equal, *([x for x in tree_leaves(a) if isinstance(x, torch.Tensor)] for a in (given, kept)))
+        )
+
+
+class TestDefaults:
+    def test_recombined_attention(self):
+        query, key, value = (normal(1, 2, 7, 16, seed=seed) for seed in range(3))
+        expected = reference.recombined_attention(query, key, value, ("qq", "kk", "vv"), (1 / 3,) * 3, 0.25, None)
+        assert torch.equal(ops.recombined_attention(query, key, value), expected)
+
+    def test_affinity_attention_weights_alike_whether_floats_or_tensors(self):
+        maps, value = [normal(2, 3, 4, 8), normal(2, 3, 4, 5)], normal(2, 2, 2, 6)
+        floats = ops.affinity_attention(maps, value, weights=(0.25, 0.75))
+        tensors = ops.affinity_attention(maps, value, weights=torch.tensor([[0.25, 0.75]] * 2))
+        assert torch.equal(floats, tensors)
+        half = ops.affinity_attention(maps, value)
+        assert torch.equal(half, ops.affinity_attention(maps, value, weights=(0.5, 0.5)))
+
+    def test_a_missing_batch_axis(self):
+        class_map, scores = integers(3, 5, 6), probabilities(1, 3, 5, 6)[0]
+        labels, count = ops.label_components(class_map)
+        assert labels.shape == (5, 6)
+        assert count.shape == (1,)
+        result = ops.measure_components(labels, class_map, scores, count=count)
+        batched = ops.measure_components(labels[None], class_map[None], scores[None])
+        assert_same(result, batched)
+        assert len(result.area) == int(count)
+
+    def test_count_of_any_form_gives_the_same(self):
+        class_map, scores = integers(3, 2, 5, 6), probabilities(2, 3, 5, 6)
+        labels, count = ops.label_components(class_map)
+        expected = ops.measure_components(labels, class_map, scores)
+        for form in (count, count.long(), count.tolist(), tuple(count.tolist())):
+            assert_same(ops.measure_components(labels, class_map, scores, count=form), expected)
+
+    def test_class_index_of_any_form_gives_the_same(self):
+        logits = normal(2, 3, 4, 5)
+        expected = ops.class_scores(logits, (7, 6), class_index=[1, 0, 1])
+        assert expected.shape[1] == 2
+        for form in ((1, 0, 1), torch.tensor([1, 0, 1]), torch.tensor([1, 0, 1], dtype=torch.int32)):
+            assert torch.equal(ops.class_scores(logits, (7, 6), class_index=form), expected)
+        assert_same(ops.class_scores(logits, (7, 6)), ops.class_scores(logits, (7, 6), class_index=range(3)))
+
+
+class TestEmpty:
+    def test_results_are_empty(self):
+        none = torch.zeros(2, 3, 0, 16)
+        assert ops.recombined_attention(none, none, none).shape == (2, 3, 0, 16)
+        assert ops.affinity_attention(torch.zeros(2, 0, 4, 5), torch.zeros(2, 0, 0, 6)).shape == (2, 0, 4, 6)
+        assert ops.affinity_attention(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 0)).shape == (2, 3, 4, 0)
+        for shape in ((0, 4, 5), (2, 0, 5), (2, 4, 0)):
+            class_map = torch.zeros(shape, dtype=torch.int64)
+            labels, count = ops.label_components(class_map)
+            assert labels.shape == shape
+            assert count.tolist() == [0] * shape[0]
+            result = ops.measure_components(labels, class_map, torch.zeros(shape[0], 3, *shape[1:]), count=count)
+            assert [list(column.shape) for column in result] == [[0], [0], [0], [0], [0, 4], [0], [0, 2]]
+            merged, score = ops.merge_masks(
+                *(torch.zeros(0, 4, 4), [], [], torch.zeros(shape[0], 3, 2, 2), labels),
+                input_size=(4, 4),
+                padded_size=4,
+            )
+            assert merged.shape == score.shape == shape
+            masks = class_map.bool()
+            assert ops.get_connected_components(masks[:, None])[1].shape == (shape[0], 1, *shape[1:])
+            assert ops.connected_components_with_stats(masks)[1].shape == shape
+        assert ops.classify_pixels(torch.zeros(0, 3, 4, 4), (5, 6))[0].shape == (0, 5, 6)
+        assert ops.class_scores(torch.zeros(0, 3, 4, 4), (5, 6)).shape == (0, 3, 5, 6)
+        assert ops.spatial_entropy(torch.zeros(0, 3, 4, 4)).shape == (0,)
+        assert ops.spatial_entropy(torch.zeros(2, 3, 0, 4)).tolist() == [0, 0]
+
+
+QUERY = torch.zeros(1, 2, 5, 16)
+MAPS = torch.zeros(2, 3, 4, 5)
+LABELS = torch.zeros(2, 4, 5, dtype=torch.int32)
+MASKS, REGION = torch.zeros(2, 4, 4), torch.tensor([0, 1])
+ELSEWHERE = "meta"
+NAN = torch.full((2, 3, 4, 5), float("nan"))
+
+
+def attend(**changed):
+    return ops.recombined_attention(**{"query": QUERY, "key": QUERY, "value": QUERY, **changed})
+
+
+def mix(**changed):
+    return ops.affinity_attention(**{"features": MAPS, "value": MAPS, **changed})
+
+
+def measure(**changed):
+    return ops.measure_components(**{"labels": LABELS, "class_map": LABELS, "scores": MAPS, **changed})
+
+
+def classify(**changed):
+    return ops.classify_pixels(**{"logits": MAPS, "size": (6, 7), **changed})
+
+
+def merge(**changed):
+    plain = {"mask_logits": MASKS, "class_index": REGION, "image_index": REGION, "scores": MAPS, "labels": LABELS}
+    return ops.merge_masks(**{**plain, "input_size": (6, 8), "padded_size": 8, **changed})
+
+
+BAD = [
+    # call, changed argument, its value, what the message says
+    (attend, "query", QUERY[0], "query: expected 4 axes [B,H,N,D], received 3 axes [2, 5, 16]"),
+    (attend, "query", None, "query: expected a tensor [B,H,N,D], received NoneType"),
+    (attend, "query", QUERY.int(), "query: expected a float tensor, received torch.int32"),
+    (attend, "key", QUERY.half(), "key: expected the dtype of query, torch.float32, received torch.float16"),
+    (attend, "key", QUERY.to(ELSEWHERE), "key: expected the device of query, cpu, received meta"),
+    (attend, "value", QUERY[:, :1], "[B,H,N,D] = [1, 2, 5, 16], received [1, 1, 5, 16]"),
+    (attend, "terms", (), "terms: expected 1 to 4 different terms"),
+    (attend, "terms", ("qq", "kk", "vv", "qk", "kq"), "terms: expected 1 to 4 different terms"),
+    (attend, "terms", ("qq", "qq"), "terms: expected 1 to 4 different terms"),
+    (attend, "terms", ("qx",), "received ('qx',)"),
+    (attend, "terms", "qq", "received ('q', 'q')"),
+    (attend, "weights", (1.0,), "weights: expected 3 numbers, one per term, received [1.0]"),
+    (attend, "weights", (1.0, 2.0, float("nan")), "weights: expected a finite number"),
+    (attend, "scale", float("inf"), "scale: expected a finite number from -inf to inf, received inf"),
+    (attend, "bias", torch.zeros(5, 4), "bias: expected [N,N] = [5, 5], received [5, 4]"),
+    (attend, "bias", torch.zeros(5, 5, device=ELSEWHERE), "bias: expected the device of query"),
+    (attend, "backend", "cuda", "backend: expected one of 'auto', 'torch', 'triton', received 'cuda'"),
+    (mix, "features", MAPS[0], "features[0]: expected 4 axes [B,H,W,C], received 3 axes [3, 4, 5]"),
+    (mix, "features", [], "features: expected at least one map [B,H,W,C], received none"),
+    (mix, "features", [MAPS, MAPS[:, :2]], "features[0] = [2, 3, 4, 5], received [2, 2, 4, 5]"),
+    (mix, "features", MAPS.long(), "features[0]: expected a float tensor"),
+    (mix, "features", MAPS.half(), "features[0]: expected the dtype of value"),
+    (mix, "value", MAPS[:1], "value: expected [B,h,w,D] with B = 2 as features, received [1, 3, 4, 5]"),
+    (mix, "value", MAPS[:, :0], "value: expected h and w of at least 1"),
+    (mix, "weights", (0.5, 0.5), "weights: expected 1 numbers"),
+    (mix, "weights", (0.9,), "weights: expected numbers that are not negative and sum to 1, received (0.9,)"),
+    (mix, "weights", torch.full((2, 1), 0.9), "weights: expected rows that are not negative and sum to 1"),
+    (mix, "weights", torch.ones(1, 1), "weights: expected [B,S] = [2, 1], received [1, 1]"),
+    (mix, "gamma", 0.0, "gamma: expected a positive number, received 0.0"),
+    (mix, "beta", None, "beta: expected a finite number"),
+    (mix, "mean", torch.zeros(3), "mean: expected [B] = [2], received [3]"),
+    (measure, "labels", LABELS[:1], "class_map: expected the shape of labels [B,H,W] = [1, 4, 5], received [2, 4, 5]"),
+    (measure, "labels", LABELS.float(), "labels: expected an integer tensor, received torch.float32"),
+    (measure, "labels", LABELS - 1, "labels: expected labels of at least 0, received -1"),
+    (measure, "class_map", LABELS.to(ELSEWHERE), "class_map: expected the device of labels"),
+    (measure, "scores", MAPS.int(), "scores: expected a float tensor, received torch.int32"),
+    (measure, "scores", MAPS[..., :2], "at the size of labels = [2, 3, 4, 5], received [2, 3, 4, 2]"),
+    (measure, "count", [0], "count: expected integers [B] = [2], received torch.int64 [1]"),
+    (measure, "count", [0.0, 0.0], "count: expected integers [B] = [2], received torch.float32 [2]"),
+    (measure, "count", [0, -1], "count: expected numbers of components"),
+    (classify, "logits", MAPS[0], "logits: expected 4 axes [B,Q,h,w], received 3 axes"),
+    (classify, "logits", MAPS[:, :0], "logits: expected Q, h and w of at least 1, received [2, 0, 4, 5]"),
+    (classify, "logits", NAN, "logits: expected finite values, because a label has no NaN, received 120 that are not"),
+    (classify, "size", (6,), "size: expected (height, width)"),
+    (classify, "size", (0, 6), "size: expected (height, width), integers of at least 1, received (0, 6)"),
+    (classify, "size", (6.0, 7.0), "size: expected (height, width), integers of at least 1"),
+    (classify, "scale", "40", "scale: expected a finite number"),
+    (classify, "class_index", [0, 1], "class_index: expected integers [Q] = [3], received torch.int64 [2]"),
+    (classify, "class_index", [0, -1, 1], "class_index: expected class ids of at least 0, received -1"),
+    (classify, "class_index", torch.tensor([0, -1, 1]), "class_index: expected class ids of at least 0, received -1"),
+    (classify, "class_index", [0, 1.5, 1], "class_index: expected integers [Q] = [3], received torch.float32 [3]"),
+    (classify, "class_index", ["a", "b", "c"], "class_index: expected integers [Q]"),
+    (classify, "threshold", 1.5, "threshold: expected a finite number from 0.0 to 1.0, received 1.5"),
+    (classify, "background", -1, "background: expected an integer class id from 0"),
+    (merge, "mask_logits", torch.zeros(2, 4, 5), "mask_logits: expected [R,m,m] = [2, 4, 4], received [2, 4, 5]"),
+    (merge, "mask_logits", torch.full((2, 4, 4), float("nan")), "mask_logits: expected finite values"),
+    (merge, "mask_logits", MASKS[:, :0, :0], "mask_logits: expected m of at least 1"),
+    (merge, "class_index", [0], "class_index: expected integers [R] = [2], received torch.int64 [1]"),
+    (merge, "class_index", [0, 3], "class_index: expected indices 0..2, received [0, 3]"),
+    (merge, "class_index", [0, -1], "class_index: expected indices 0..2, received [0, -1]"),
+    (merge, "image_index", [0, 2], "image_index: expected indices 0..1, received [0, 2]"),
+    (merge, "scores", MAPS[:, :0], "scores: expected K, h and w of at least 1, received [2, 0, 4, 5]"),
+    (merge, "scores", MAPS.long(), "scores: expected a float tensor"),
+    (merge, "scores", NAN, "scores: expected finite values"),
+    (merge, "labels", LABELS[:1], "labels: expected [B,H,W] with B = 2 as scores, received [1, 4, 5]"),
+    (merge, "labels", LABELS.to(ELSEWHERE), "labels: expected the device of mask_logits, cpu, received meta"),
+    (merge, "input_size", (9, 8), "input_size: expected (height, width) of at most 8, received (9, 8)"),
+    (merge, "padded_size", 0, "padded_size: expected (height, width), integers of at least 1"),
+    (ops.spatial_entropy, "features", MAPS[0], "features: expected 4 axes [B,C,H,W], received 3 axes [3, 4, 5]"),
+    (ops.spatial_entropy, "features", MAPS.int(), "features: expected a float tensor"),
+    (ops.label_components, "class_map", MAPS[0], "class_map: expected an integer tensor, received torch.float32"),
+    (ops.label_components, "class_map", LABELS[0, 0], "class_map: expected 3 axes [B,H,W], received 1 axes [5]"),
+    (ops.label_components, "class_map", LABELS - 2, "class_map: expected class ids of at least 0"),
+    (ops.get_connected_components, "mask", LABELS, "mask: expected a tensor [N,1,H,W], received 3 axes [2, 4, 5]"),
+    (ops.get_connected_components, "mask", MAPS, "mask: expected [N,1,H,W] = [2, 1, 4, 5], received [2, 3, 4, 5]"),
+    (ops.connected_components_with_stats, "image", MAPS, "image: expected a tensor [H,W] or [B,H,W], received 4 axes"),
+]  # fmt: skip
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("call", "argument", "value", "message"), BAD, ids=lambda value: None)
+    def test_names_argument_expected_and_received(self, call, argument, value, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(**{argument: value})
+
+    @pytest.mark.parametrize("size", [8, 15, 129, 256])
+    def test_head_size(self, size):
+        query = torch.zeros(1, 1, 3, size)
+        with pytest.raises(ValueError, match=f"query: expected a head size D from 16 to 128, received D = {size}"):
+            ops.recombined_attention(query, query, query)
+
+    def test_the_head_sizes_of_all_models_pass(self):
+        for size in (16, 24, 64, 80, 128):
+            query = torch.zeros(1, 1, 3, size)
+            assert ops.recombined_attention(query, query, query).shape == query.shape
+
+    def test_connectivity_and_ignore_index(self):
+        for connectivity in (6, True, None):
+            with pytest.raises(ValueError, match="connectivity: expected one of 4, 8, received"):
+                ops.label_components(LABELS, connectivity=connectivity)
+        with pytest.raises(ValueError, match=r"ignore_index: expected an integer or None, received 0\.5"):
+            ops.label_components(LABELS, ignore_index=0.5)
+        labels, count = ops.label_components(LABELS - 1, ignore_index=-1)
+        assert not labels.any()
+        assert not count.any()
+
+    def test_values_of_labels_counts_and_classes(self):
+        labels = LABELS + 2
+        with pytest.raises(ValueError, match=r"labels: expected labels up to the count, \[1, 2\], received \[2, 2\]"):
+            measure(labels=labels, count=[1, 2])
+        for wrong in (-1, 3):
+            with pytest.raises(ValueError, match=r"class_map: expected class ids 0\.\.2 under every label, for C = 3"):
+                measure(labels=labels, class_map=LABELS + wrong)
+        measure(labels=LABELS, class_map=LABELS + 255)  # where nothing is labelled any class will do
+
+    def test_threshold_without_a_background(self):
+        with pytest.raises(ValueError, match=r"threshold: expected 0, because background is None, received 0\.1"):
+            classify(threshold=0.1, background=None)
+        classify(threshold=0.0, background=None)
+        assert (classify(threshold=0.5, background=255)[0] == 255).all()
+
+    def test_scores_propagate_nan_and_labels_raise(self):
+        assert ops.class_scores(NAN, (5, 6)).isnan().all()
+        with pytest.raises(ValueError, match="logits"):
+            classify(logits=NAN, backend="torch")
+
+
+def opencv(mask: np.ndarray, connectivity: int):
+    algorithm = cv2.connectedComponentsWithStatsWithAlgorithm
+    return algorithm(mask.astype(np.uint8), connectivity, cv2.CV_32S, cv2.CCL_WU)
+
+
+class TestDropIns:
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(
+        masks=hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)),
+        connectivity=st.sampled_from([4, 8]),
+    )
+    def test_stats_equal_opencv(self, masks, connectivity):
+        numbers, labels, stats, centroids = ops.connected_components_with_stats(torch.from_numpy(masks), connectivity)
+        for image, mask in enumerate(masks):
+            single = ops.connected_components_with_stats(torch.from_numpy(mask * 7.5), connectivity)
+            for result in ((numbers[image], labels[image], stats[image], centroids[image]), single):
+                for value, expected in zip(result, opencv(mask, connectivity), strict=True):
+                    np.testing.assert_array_equal(value, expected)
+        assert (labels.dtype, stats[0].dtype, centroids[0].dtype) == (torch.int32, torch.int32, torch.float64)
+
+    def test_takes_connectivity_by_position_and_refuses_others(self):
+        diagonal = torch.eye(3)
+        assert ops.connected_components_with_stats(diagonal, 4)[0] == 4
+        assert ops.connected_components_with_stats(diagonal)[0] == 2
+        with pytest.raises(ValueError, match="connectivity"):
+            ops.connected_components_with_stats(diagonal, 6)
+
+    def test_areas_of_sam2_masks(self):
+        masks = integers(2, 3, 1, 15, 17).bool()  # odd sizes, which SAM2's own kernel refuses
+        labels, areas = ops.get_connected_components(masks)
+        assert labels.shape == areas.shape == masks.shape
+        assert labels.dtype == areas.dtype == torch.int32
+        for mask, label, area in zip(masks[:, 0].numpy(), labels[:, 0], areas[:, 0], strict=True):
+            expected, number = ndimage.label(mask, np.ones((3, 3)))
+            sizes = np.bincount(expected.ravel())
+            sizes[0] = 0
+            assert int(label.max()) == number
+            np.testing.assert_array_equal(area, sizes[expected])
