@@ -1,0 +1,55 @@
+"""Every model and vision foundation model in its real architecture, from picture to label map, on random weights."""
+
+import pytest
+import torch
+from small_models import picture
+
+from s2clip import Segmenter
+from s2clip.backbones.clip import CLIP_NAMES, load_clip
+from s2clip.backbones.vfm import VFM_NAMES, load_vfm
+from s2clip.methods import get_method
+
+MODELS = [name for name in CLIP_NAMES if name != "tiny"]
+VFMS = [name for name in VFM_NAMES if name not in ("tiny-dino", "sam-tiny")]
+LOADING = {"weights": "random", "device": "cpu"}
+WINDOWS = {"short_side": 112, "crop": 112, "stride": 112, "templates": "plain"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def vit_b16():
+    return load_clip("ViT-B-16", **LOADING)
+
+
+def check(segmenter):
+    """A picture of two windows, and an upright one: labels at its size, from both shapes of grid."""
+    segmenter.set_classes("sky, house; hut, tree")
+    encoded = segmenter.encode(picture(70, 96))
+    for result, size in ((segmenter.segment(encoded), (70, 96)), (segmenter(picture(96, 70)), (96, 70))):
+        assert result.segmentation.shape == size
+        assert result.confidence.isfinite().all()
+        assert 0 <= result.segmentation.min() <= result.segmentation.max() < 3
+    torch.testing.assert_close(encoded.features.norm(dim=1), torch.ones_like(encoded.features[:, 0]))
+    assert encoded.features.shape[1] == segmenter.clip.embed_dim
+    return encoded
+
+
+@pytest.mark.parametrize("vfm", VFMS)
+def test_every_vfm(vfm, vit_b16):
+    check(Segmenter(vit_b16, vfm=load_vfm(vfm, **LOADING), method=get_method("s2clip", **WINDOWS)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model(model):
+    encoded = check(Segmenter.from_pretrained(model, vfm="dino-s16", **LOADING, **WINDOWS))
+    assert encoded.features.shape[2:] == ((7, 10) if model == "ViT-B-16" else (8, 11))
+
+
+def test_the_papers_windows_at_full_size(vit_b16):
+    method = get_method("proxyclip", templates="plain")
+    segmenter = Segmenter(vit_b16, vfm=load_vfm("dino-b8", **LOADING), method=method)
+    encoded = segmenter.encode(picture(375, 500))
+    assert (encoded.canvas, len(encoded.boxes)) == ((336, 448), 2)
+    assert encoded.features.shape == (2, 512, 42, 42)
+    assert segmenter.segment(encoded, "sky, house; hut, tree").segmentation.shape == (375, 500)
