@@ -170,41 +170,38 @@ def segment(
         background_id = words.find(background)
         if threshold and background is None:
             raise ValueError("--threshold needs --background: one of the classes")
-        if max_megapixels <= 0:
-            raise ValueError(f"--max-megapixels must be positive, received {max_megapixels:g}")
+        if not 0 < max_megapixels <= 1e6:
+            raise ValueError(f"--max-megapixels: expected a number up to 1e6, received {max_megapixels:g}")
         pictures, failures = expand(sources)
         stems = name_outputs(pictures, output, chosen)
     done: list[dict[str, Any]] = []
     if pictures:
         writable_folder(output)
-        changes = {} if threshold is None else {"threshold": threshold}
-        segmenter = load_segmenter(
-            model_settings, method=method, refine=refine, max_pixels=round(max_megapixels * 1e6), **changes
-        )
+        limits = {"max_pixels": round(max_megapixels * 1e6)} | ({} if threshold is None else {"threshold": threshold})
+        segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
             segmenter.set_classes(words.classes, background=background_id)
         try:
             for picture, stem in progress(list(zip(pictures, stems, strict=True)), show_progress):
                 try:
                     result = segmenter(picture)
-                    record = result.record(result.save(output, chosen, stem=stem, sidecars=False))
+                    done.append(result.record(result.save(output, chosen, stem=stem, sidecars=False)))
                 except (S2ClipError, ValueError, OSError, MemoryError, RuntimeError) as error:
                     logger.info("%s", picture, exc_info=True)
                     failures.append((str(picture), _one_line(error, str(picture))))
                     continue
-                done.append(record)
                 if not as_json:
-                    click.echo(_summary(record))
+                    say(_summary(done[-1]))
         finally:
             if done:
                 write_classes(output, segmenter.classes, background_id)
                 write_run(output, segmenter.settings, done, failed=_failed(failures))
     if as_json:
-        click.echo(json.dumps({"images": done, "failed": _failed(failures)}, ensure_ascii=False, allow_nan=False))
+        say(json.dumps({"images": done, "failed": _failed(failures)}, allow_nan=False))
     for source, reason in failures:
-        click.echo(f"failed: {source}: {reason}", err=True)
+        say(f"failed: {source}: {reason}", err=True)
     if failures:
-        click.echo(f"{len(done)} done, {len(failures)} failed", err=True)
+        say(f"{len(done)} done, {len(failures)} failed", err=True)
         sys.exit(INPUTS_FAILED)
 
 
@@ -235,7 +232,7 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
     record["timings_ms"] = {"load": round(loading, 3), **record["timings_ms"]}
     record["pixel_accuracy"] = (result.segmentation.cpu().numpy() == truth).mean().round(4).item()
     if as_json:
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        say(json.dumps(record, allow_nan=False))
         return
     click.echo(f"scene {scene}, {record['width']}x{record['height']}, model tiny, method {method}\n")
     for name, share in sorted(record["shares"].items(), key=lambda item: -item[1]):
@@ -244,7 +241,7 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
     click.echo(f"\n  {100 * record['pixel_accuracy']:.1f} % of the pixels are what was painted\n")
     click.echo("  " + ", ".join(f"{name} {value:.0f} ms" for name, value in record["timings_ms"].items()) + "\n")
     for name, path in record["files"].items():
-        click.echo(f"  {name:<9}{path}")
+        say(f"  {name:<9}{path}")
 
 
 @main.command(cls=ListOptions)
@@ -321,6 +318,11 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
             raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
     with usage_errors():
         return Segmenter.from_pretrained(**model_settings, **more)
+
+
+def say(text: str, err: bool = False) -> None:
+    """A line of output; of file names that are not text, what cannot be shown becomes "?"."""
+    click.echo(text.encode("utf-8", "replace").decode(), err=err)
 
 
 def progress(items: Sequence[Any], show: bool) -> Iterable[Any]:

@@ -30,10 +30,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON (no NaN), UTF-8, indented."""
+    """Strict JSON (no NaN), UTF-8, indented; bytes of file names that are not text become JSON escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with whole_file(path) as handle:
-        handle.write(text.encode() + b"\n")
+        handle.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def writable_folder(folder: str | os.PathLike) -> Path:

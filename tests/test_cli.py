@@ -124,6 +124,17 @@ def test_pictures_of_one_name_get_files_of_their_own(run, tmp_path):
     assert [image["source"] for image in images] == ["one/a.png", "two/a.jpg"]
 
 
+def test_a_file_name_that_is_not_text(run, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    paint(tmp_path / name)
+    for extra in ((), ("--json",)):
+        result = run("segment", ".", "--classes", CLASSES, "--method", "clip", *extra)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / name).is_file()
+    for text in (result.stdout, (tmp_path / "out/run.json").read_text()):
+        assert json.loads(text)["images"][0]["source"] == name
+
+
 def test_names_that_meet_in_other_ways(tmp_path):
     for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg"):
         paint(tmp_path / name, size=(8, 8))
@@ -172,6 +183,7 @@ def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatc
         (["--classes", "sky", "--threshold", "0.5", "--background", "tree"], "background"),
         (["--classes", "sky", "--format", "png,gif"], "png, overlay, coco, npz, received 'gif'"),
         (["--classes", "sky", "--max-megapixels", "0"], "--max-megapixels"),
+        (["--classes", "sky", "--max-megapixels", "nan"], "--max-megapixels"),
         (["--classes", "sky", "--device", "toaster"], "--device must be"),
         (["--classes", "sky", "--crop", "-5"], "crop"),
         (["--classes", "sky", "--no-such-option"], "No such option"),
