@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from s2clip import ops
@@ -159,6 +161,44 @@ class TestDispatch:
         assert all(
             map(torch.equal, *([x for x in tree_leaves(a) if isinstance(x, torch.Tensor)] for a in (given, kept)))
         )
+
+
+class TestOnCuda:
+    """Without a GPU: fake CUDA tensors go through checks, conversions and the registered op, but not into a kernel."""
+
+    def test_results_are_on_the_device_and_have_their_dtypes(self):
+        with FakeTensorMode(shape_env=ShapeEnv()):
+            maps = torch.empty(2, 3, 4, 5, device="cuda", dtype=torch.float16)
+            query = torch.empty(2, 3, 7, 64, device="cuda", dtype=torch.float16)
+            class_map = torch.empty(2, 4, 5, device="cuda", dtype=torch.uint8)
+            labels, count = ops.label_components(class_map, ignore_index=255)
+            results = [
+                ops.recombined_attention(query, query, query),
+                ops.affinity_attention([maps, maps], maps, weights=(0.5, 0.5)),
+                *(labels, count, *ops.measure_components(labels, class_map, maps, count=count)),
+                *ops.measure_components(labels, class_map, maps, count=[1, 2]),
+                *ops.classify_pixels(maps, (8, 9), class_index=[0, 1, 1], threshold=0.2),
+                ops.class_scores(maps, (8, 9), class_index=torch.tensor([0, 1, 1])),
+                *ops.merge_masks(maps[:, 0, :, :4], [0, 1], [0, 1], maps, labels, input_size=(6, 8), padded_size=8),
+                ops.spatial_entropy(maps),
+            ]
+            assert {result.device.type for result in results} == {"cuda"}
+        half, full, integer = torch.float16, torch.float32, torch.int32
+        components = [*[integer] * 5, full, integer]
+        expected = [half, half, integer, integer, *components, *components, integer, full, half, integer, full, full]
+        assert [result.dtype for result in results] == expected
+
+    def test_every_op_has_a_kernel_for_cuda(self):
+        for op in LAUNCHERS:
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"s2clip::{op}", "CUDA")
+
+    def test_a_device_mix_is_refused(self):
+        with FakeTensorMode():
+            maps, other = torch.empty(2, 3, 4, 5, device="cuda"), torch.empty(2, 3, 4, 5)
+            with pytest.raises(ValueError, match=r"features\[0\]: expected the device of value, cuda:0, received cpu"):
+                ops.affinity_attention(other, maps)
+            with pytest.raises(ValueError, match="dtype: expected float16, bfloat16 or float32 for Triton"):
+                ops.spatial_entropy(maps.double())
 
 
 class TestDefaults:

@@ -103,6 +103,8 @@ def measure_components(
 def _measure(run, labels: Tensor, class_map: Tensor, scores: Tensor, count: Tensor | None):
     """Learns the number of rows, and whether the values are sound, in one read of the device."""
     if count is not None and count.device.type == "cpu" and labels.device.type != "cpu":
+        if count.numel() and int(count.min()) < 0:
+            checks.fail("count", "numbers of components", count.tolist())
         rows = int(count.sum())
         return run(labels, class_map, scores, count.to(labels.device, torch.int32, non_blocking=True), rows)
     batch, classes = scores.shape[:2]
