@@ -154,6 +154,17 @@ class TestDispatch:
         assert calls[1][4] == 3
 
     @pytest.mark.parametrize("op", LAUNCHERS)
+    def test_kernel_and_reference_agree_through_the_op(self, op, device):
+        """One small case per op, on the GPU or in the interpreter; the kernels' own tests are in tests/kernels."""
+        homes = (ops.attention, ops.components, ops.pixels, ops.entropy)
+        registered = next(getattr(home, f"_{op}") for home in homes if hasattr(home, f"_{op}"))
+        given = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), arguments(op))
+        data = next(leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor))
+        results = [registered(backend, data, *given) for backend in ("triton", "torch")]
+        for result, truth in zip(*map(tree_leaves, results), strict=True):
+            torch.testing.assert_close(result, truth, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("op", LAUNCHERS)
     def test_inputs_stay_as_they_were(self, op):
         given = arguments(op)
         kept = tree_map_only(torch.Tensor, torch.clone, given)
