@@ -200,7 +200,7 @@ class Recipe:
         return dataclasses.replace(method, **dataclasses.asdict(self))
 
 
-RECIPES = {"tiny": Recipe(short_side=96, crop=64, stride=32)}
+RECIPES = {"tiny": Recipe(short_side=128, crop=64, stride=32)}  # trained on 64x64
 
 _LAST_BLOCK_ALONE = {"residual": False, "feed_forward": False, "merge": "pixel"}
 _WHOLE_LAST_BLOCK = {"residual": True, "feed_forward": True, "merge": "pixel"}

@@ -14,7 +14,7 @@ from small_models import PATCH, picture, small_clip, small_vfm
 
 from s2clip.errors import ImageError
 from s2clip.features import patch_features
-from s2clip.methods import METHODS, get_method
+from s2clip.methods import METHODS, RECIPES, get_method
 from s2clip.segmenter import Failure, Segmenter
 
 CLASSES = ["sky", "house; hut", "tree", "green grass"]
@@ -383,6 +383,46 @@ def test_nothing_global_changes_and_results_are_ordinary_tensors(make):
 def test_from_pretrained_checks_before_it_loads(arguments, message):
     with pytest.raises(ValueError, match=message):
         Segmenter.from_pretrained(**{"model": "ViT-H-14", "local_files_only": True, **arguments})
+
+
+@pytest.fixture
+def loads(clip, vfm, monkeypatch):
+    """What from_pretrained loads: (role, name, options) in order, answered by the small models."""
+    calls = []
+    monkeypatch.setattr("s2clip.backbones.clip.load_clip", lambda name, **o: calls.append(("clip", name, o)) or clip)
+    monkeypatch.setattr("s2clip.backbones.vfm.load_vfm", lambda name, **o: calls.append(("vfm", name, o)) or vfm)
+    return calls
+
+
+def test_from_pretrained_loads_what_the_method_needs(loads, tmp_path):
+    Segmenter.from_pretrained("ViT-B-16", device="cpu", cache_dir=tmp_path, local_files_only=True)
+    Segmenter.from_pretrained()
+    Segmenter.from_pretrained("ViT-L-14", method="sclip", vfm="dinov2-s14")
+    Segmenter.from_pretrained("tiny", vfm="dino-s8", method="sclip", vfm_weight=1.0)
+    assert [(role, name) for role, name, _ in loads] == [
+        *[("clip", "ViT-B-16"), ("vfm", "dino-b8"), ("clip", "tiny"), ("vfm", "tiny-dino")],
+        *[("clip", "ViT-L-14"), ("clip", "tiny"), ("vfm", "dino-s8")],
+    ]
+    expected = {
+        "weights": "pretrained",
+        "device": "cpu",
+        "dtype": None,
+        "cache_dir": tmp_path,
+        "local_files_only": True,
+    }
+    assert loads[0][2] == loads[1][2] == expected
+
+
+def test_windows_come_from_the_method_then_the_model_then_the_call(loads):
+    def windows(*arguments, **options):
+        method = Segmenter.from_pretrained(*arguments, method="clearclip", **options).method
+        return method.short_side, method.crop, method.stride
+
+    tiny = RECIPES["tiny"]
+    assert windows("ViT-B-16") == (448, 448, 224)
+    assert windows("tiny") == (tiny.short_side, tiny.crop, tiny.stride)
+    assert windows("tiny", crop=48, stride=24) == (tiny.short_side, 48, 24)
+    assert windows("ViT-B-16", short_side=0, crop=0) == (None, None, 224)
 
 
 def test_constructor_checks(clip, vfm):
