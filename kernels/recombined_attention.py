@@ -61,11 +61,20 @@ def configuration(
     if head_dim > 80:
         block_n = 16 if terms > 1 and (has_bias or arch != 90) else 32
         return Configuration(128, block_n, terms == 1, 8, 2)
-    fused = terms <= 2 or (terms == 3 and head_dim <= 64)
-    crowded = (fused and terms > 1) or has_bias or (not fused and head_dim > 64 and arch != 90)
+    small = head_dim <= 64
+    if arch == 90:  # X is read from shared memory there, which leaves registers for accumulators
+        fused = terms <= 2 or (terms == 3 and small)
+    elif arch == 120:
+        fused = terms == 1 or (terms <= 3 and small and not has_bias)
+    else:
+        fused = terms <= 2 or (terms == 3 and small and not has_bias)
+    roomy = small or arch == 90
+    block_n = 32 if fused or roomy or not has_bias else 16
+    if terms == 1 or (roomy and not fused and not has_bias):
+        block_n = 64
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
     wide = arch == 90 and (tokens > 1024 or has_bias)
-    return Configuration(128 if wide else 64, 32 if crowded else 64, fused, 8 if wide else 4, 2)
+    return Configuration(128 if wide else 64, block_n, fused, 8 if wide else 4, 2)
 
 
 def split_head(head_dim: int) -> tuple[int, int]:
@@ -162,7 +171,7 @@ def _attend(
         main = main + (tl.zeros([BLOCK_M, MAIN], tl.float32),)
         rest = rest + (tl.zeros([BLOCK_M, REST if REST > 0 else 1], tl.float32),)
     base_0, base_1, base_2 = bases
-    bias_j = bias + start_m.to(tl.int64) * bias_stride
+    bias_rows = bias + start_m.to(tl.int64) * bias_stride
 
     for start_n in range(0, tokens, BLOCK_N):
         inside = start_n + n < tokens
@@ -172,8 +181,8 @@ def _attend(
             _load_tile(base_2, token_strides[2], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
         )
         if HAS_BIAS:
-            offset = (m * bias_stride)[:, None] + n[None, :]
-            shift = tl.load(bias_j + offset, mask=live[:, None] & inside[None, :], other=float("-inf"))
+            offset = (m * bias_stride)[:, None] + (start_n + n)[None, :]
+            shift = tl.load(bias_rows + offset, mask=live[:, None] & inside[None, :], other=float("-inf"))
             shift = shift.to(tl.float32) * LOG2E
         else:
             shift = tl.where(inside, 0.0, float("-inf"))[None, :]
@@ -207,7 +216,6 @@ def _attend(
         base_0 += BLOCK_N * token_strides[0]
         base_1 += BLOCK_N * token_strides[1]
         base_2 += BLOCK_N * token_strides[2]
-        bias_j += BLOCK_N
 
     total_main = main[0] * (weights[0] / row_sum[0])[:, None]
     total_rest = rest[0] * (weights[0] / row_sum[0])[:, None]

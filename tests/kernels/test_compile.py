@@ -1,0 +1,159 @@
+"""The compile gate, and what it cannot see by itself.
+
+Everything that compiles runs in a process of its own, without TRITON_INTERPRET: under the interpreter Triton has no
+compiler. Compiled kernels stay in Triton's cache, so that a second run costs seconds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from s2clip.kernels import inspect
+from s2clip.kernels.inspect import ARCHITECTURES, occupancy, operators, problem
+from s2clip.kernels.tiles import SHIPPED_ARCHITECTURES
+
+
+def run(*arguments, tmp_path):
+    """Python in a fresh process that compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    done = run("-m", "s2clip.kernels.inspect", "--json", tmp_path=tmp_path_factory.mktemp("gate"))
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_configuration_keeps_the_limits(rows):
+    broken = [f"{row['kernel']} {row['config']} sm_{row['arch']}: {row['problem']}" for row in rows if row["problem"]]
+    assert not broken, "\n".join(broken)
+
+
+def test_every_operator_is_compiled_for_every_architecture(rows):
+    assert tuple(ARCHITECTURES) == SHIPPED_ARCHITECTURES
+    assert {(row["op"], row["arch"]) for row in rows} == {(op, arch) for op in operators() for arch in ARCHITECTURES}
+
+
+def test_figures_are_those_of_a_compiled_kernel(rows):
+    for row in rows:
+        assert 0 < row["registers"] <= 255, row
+        assert 0 < row["occupancy"] <= 1, row
+    # Three accumulators of 64 channels cannot live in few registers, nor their tiles in no shared memory.
+    fused = [row for row in rows if row["op"] == "recombined_attention" and row["config"].startswith("T3 D64 fp16 ")]
+    assert fused
+    assert all(row["registers"] > 100 and row["shared"] > 16_384 for row in fused)
+
+
+SPILLS = """
+import s2clip.kernels.inspect as inspect, torch
+from s2clip.kernels import recombined_attention as module
+
+tiles = module.Configuration(128, 64, True, 4, 2)  # three accumulators of 32 rows per warp
+module.compile_cases = lambda arch: [module.compile_case(3, 64, torch.float16, False, tiles)]
+row = inspect.measure("recombined_attention", 89, 0)
+assert row.spills > 0 and "spilled" in row.problem, row
+"""
+
+ROWS = """
+import re, torch
+import s2clip.kernels.inspect as inspect
+from s2clip.kernels import recombined_attention as module
+
+# A tile of 32 x 64 halves gives each of 128 threads 16 bytes at a time, one of 32 x 16 only 8 in all.
+for arch, head_dim, sizes in ((80, 64, {16}), (90, 80, {8, 16})):
+    tiles = module.configuration(arch, 2, head_dim, torch.float16, 577, False)
+    asm = inspect.compile_case(module.compile_case(2, head_dim, torch.float16, False, tiles), arch).asm
+    layouts = re.findall(r"#ttg.nvidia_mma<.*warpsPerCTA = \\[(\\d+), (\\d+)\\]", asm["ttgir"])
+    assert layouts and set(layouts) == {(str(tiles.num_warps), "1")}, layouts
+    copies = re.findall(r"cp\\.async\\.\\w+\\.shared\\.global \\[.*\\], \\[.*\\], (0x\\w+|\\d+)", asm["ptx"])
+    assert {int(size, 0) for size in copies} == sizes, copies
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(SPILLS, id="a spill is seen and named"),
+        pytest.param(ROWS, id="attention keeps rows within warps and copies tiles in wide pieces"),
+    ],
+)
+def test_compiler(script, tmp_path):
+    done = run("-c", script, tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_fails_when_a_limit_is_broken(monkeypatch, capsys):
+    row = inspect.Row("op", "kernel", "config", 89, 255, 120_000, 8, 0.1, problem(89, 120_000, 8))
+    monkeypatch.setattr(inspect, "inspect", lambda *chosen: [row])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert inspect.main(["--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed[0]) == list(inspect.Row._fields)
+    assert printed[0]["problem"] == "120000 bytes of shared memory, at most 101376; 8 bytes spilled, none allowed"
+    assert inspect.main([]) == 1
+    assert "1 configurations, 1 over a limit" in capsys.readouterr().out
+    monkeypatch.setattr(inspect, "inspect", lambda *chosen: [row._replace(problem="")])
+    assert inspect.main([]) == 0
+
+
+def test_the_command_refuses_the_interpreter(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as stopped:
+        inspect.main([])
+    assert stopped.value.code == 2
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arch", "shared", "spills", "words"),
+    [
+        (89, 101_376, 0, ""),
+        (89, 101_377, 0, "101377 bytes of shared memory, at most 101376"),
+        (80, 101_377, 0, "101377 bytes of shared memory, at most 101376"),
+        (90, 232_448, 0, ""),
+        (90, 232_449, 0, "232449 bytes of shared memory, at most 232448"),
+        (120, 0, 4, "4 bytes spilled, none allowed"),
+    ],
+)
+def test_limits(arch, shared, spills, words):
+    assert problem(arch, shared, spills) == words
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "num_warps", "expected"),
+    [
+        (89, 255, 36_864, 4, 2 * 4 / 48),  # registers: 2 warps of 8192 in each quarter
+        (80, 32, 0, 4, 1.0),
+        (86, 32, 0, 1, 16 / 48),  # blocks: 16
+        (89, 40, 51_200, 4, 4 / 48),  # shared memory: 50 KiB and 1 KiB of the system's, twice, exceed 100 KiB
+        (90, 40, 73_728, 8, 3 * 8 / 64),
+        (120, 168, 0, 4, 3 * 4 / 48),
+    ],
+)
+def test_occupancy(arch, registers, shared, num_warps, expected):
+    assert occupancy(arch, registers, shared, num_warps) == pytest.approx(expected)
+
+
+def test_configurations_of_one_kernel_have_different_names(monkeypatch):
+    from s2clip.kernels import spatial_entropy
+
+    case = next(iter(spatial_entropy.compile_cases(89)))
+    monkeypatch.setattr(spatial_entropy, "compile_cases", lambda arch: [case, case])
+    inspect.cases.cache_clear()
+    with pytest.raises(ValueError, match="names must be unique"):
+        inspect.cases("spatial_entropy", 89)
+    inspect.cases.cache_clear()
+
+
+def test_a_case_names_every_argument():
+    from s2clip.kernels import spatial_entropy
+
+    case = next(iter(spatial_entropy.compile_cases(89)))
+    with pytest.raises(ValueError, match="expected the arguments"):
+        inspect.compile_case(case._replace(constants={}), 89)
