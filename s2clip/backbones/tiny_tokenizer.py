@@ -1,0 +1,52 @@
+"""Words to token ids for the embedded CLIP: one id per known word.
+
+Its world has thirteen classes and one grammar of captions, so byte-pair merges would only cost room: a word is either
+in `data/tiny/vocabulary.txt` or becomes ``<unk>``, and ``unknown_words`` tells which, so that a caller can warn.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+import torch
+
+PADDING, START, UNKNOWN = 0, 1, 2
+_SPECIAL_TOKENS = 3
+_WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+def read_vocabulary() -> tuple[str, ...]:
+    """The known words, in the order of their ids."""
+    return tuple((files("s2clip.data") / "tiny" / "vocabulary.txt").read_text(encoding="utf-8").split())
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words; a hyphen inside a word stays, any other sign parts words."""
+    return _WORD.findall(text.lower())
+
+
+class WordTokenizer:
+    """texts → ids [n, context_length] int64: start, the words, end, then padding.
+
+    The end has the highest id, so CLIP's text tower, which reads the position of the largest id, finds it. A text
+    with more words than fit is cut, its end kept.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], context_length: int) -> None:
+        self.context_length = context_length
+        self._ids = {word: index for index, word in enumerate(vocabulary, start=_SPECIAL_TOKENS)}
+        self.end = _SPECIAL_TOKENS + len(vocabulary)
+        self.vocab_size = self.end + 1
+
+    def __call__(self, texts: str | Iterable[str]) -> torch.Tensor:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens = torch.full((len(texts), self.context_length), PADDING, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)][: self.context_length - 2]
+            tokens[row, : len(ids) + 2] = torch.tensor([START, *ids, self.end])
+        return tokens
+
+    def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
+        """Words of the texts that the model never saw, each once, in order of appearance."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return list(dict.fromkeys(word for text in texts for word in split_words(text) if word not in self._ids))
