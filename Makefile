@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow test-kernels lint format bench gpu wheel clean
+.PHONY: demo test test-slow test-kernels lint format bench gpu picture wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml
@@ -40,6 +40,12 @@ bench: .venv/stamp
 
 gpu: .venv/stamp
 	PYTHON=$(CURDIR)/$(BIN)/python tests/gpu/run
+
+picture: .venv/stamp  # the README's, after the weights or the demo have changed
+	$(BIN)/s2clip demo -o out/picture
+	mkdir -p docs/images
+	cp out/picture/*.input.png docs/images/scene.png
+	cp out/picture/*.overlay.png docs/images/demo.png
 
 wheel: .venv/stamp
 	rm -rf build dist
