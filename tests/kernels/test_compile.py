@@ -88,6 +88,30 @@ def test_compiler(script, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+OTHER_HEADS = """
+import itertools, sys, torch
+import s2clip.kernels.inspect as inspect
+from s2clip.kernels import recombined_attention as module
+
+arch = int(sys.argv[1])
+cases = []
+for head_dim, terms, has_bias in itertools.product((16, 32, 48, 72, 96, 112), (1, 2, 3, 4), (False, True)):
+    tiles = module.configuration(arch, terms, head_dim, torch.float16, 577, has_bias)
+    cases.append(module.compile_case(terms, head_dim, torch.float16, has_bias, tiles))
+module.compile_cases = lambda arch: cases
+rows = [inspect.measure("recombined_attention", arch, index) for index in range(len(cases))]
+broken = [row for row in rows if row.problem]
+assert not broken, broken
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHIPPED_ARCHITECTURES)
+def test_attention_of_every_head_size_keeps_the_limits(arch, tmp_path):
+    done = run("-c", OTHER_HEADS, str(arch), tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_fails_when_a_limit_is_broken(monkeypatch, capsys):
     row = inspect.Row("op", "kernel", "config", 89, 255, 120_000, 8, 0.1, problem(89, 120_000, 8))
     monkeypatch.setattr(inspect, "inspect", lambda *chosen: [row])
