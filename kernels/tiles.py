@@ -3,6 +3,8 @@
 import functools
 
 import torch
+import triton
+import triton.language as tl
 
 SHIPPED_ARCHITECTURES = (80, 86, 89, 90, 120)
 
@@ -19,3 +21,25 @@ def architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return _shipped(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@triton.jit
+def bilinear_taps(position, out_size, in_size):
+    """(low, high, share of high) of F.interpolate(mode="bilinear", align_corners=False) along one axis."""
+    scale = tl.div_rn(in_size.to(tl.float32), out_size.to(tl.float32))
+    source = tl.maximum((position.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
+    low = tl.minimum(source.to(tl.int32), in_size - 1)
+    high = tl.minimum(low + 1, in_size - 1)
+    return low, high, source - low.to(tl.float32)
+
+
+@triton.jit
+def bilinear(plane, top, bottom, left, right, share_y, share_x, mask):
+    """Resized values of one plane; `top` and `bottom` are offsets of rows, `left` and `right` of columns."""
+    top_left = tl.load(plane + top + left, mask=mask, other=0.0).to(tl.float32)
+    top_right = tl.load(plane + top + right, mask=mask, other=0.0).to(tl.float32)
+    bottom_left = tl.load(plane + bottom + left, mask=mask, other=0.0).to(tl.float32)
+    bottom_right = tl.load(plane + bottom + right, mask=mask, other=0.0).to(tl.float32)
+    upper = top_left * (1.0 - share_x) + top_right * share_x
+    lower = bottom_left * (1.0 - share_x) + bottom_right * share_x
+    return upper * (1.0 - share_y) + lower * share_y
