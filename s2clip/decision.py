@@ -7,6 +7,7 @@ from torch import Tensor
 from s2clip import ops
 from s2clip.encoder import Encoded
 from s2clip.methods import Method
+from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
 
 
 def cosine_maps(encoded: Encoded, text: Tensor) -> Tensor:
@@ -51,12 +52,28 @@ def decide(
             background=background,
         )
         return labels[0].long(), confidence[0]
+    scores = _without_small_classes(cosines, size, class_index, method, background)
+    labels = scores.argmax(0)
+    confidence = scores.gather(0, labels[None])[0]
+    return labels.masked_fill(confidence < method.threshold, background), confidence
+
+
+def score_maps(
+    cosines: Tensor, size: tuple[int, int], class_index: tuple[int, ...], method: Method, background: int | None
+) -> ScoreMaps:
+    """The P_c of `decide`, for what follows: not at once where they can be made plane by plane."""
+    if method.area_threshold is None:
+        return LogitScores(cosines[0], method.logit_scale, class_index, size)
+    return DenseScores(_without_small_classes(cosines, size, class_index, method, background))
+
+
+def _without_small_classes(
+    cosines: Tensor, size: tuple[int, int], class_index: tuple[int, ...], method: Method, background: int
+) -> Tensor:
     scores = ops.class_scores(cosines, size, scale=method.logit_scale, class_index=class_index)[0]
     area = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
     area[background] = 0
     dropped = area <= method.area_threshold * area.sum()
     dropped[background] = False
     scores[dropped] = 0
-    labels = scores.argmax(0)
-    confidence = scores.gather(0, labels[None])[0]
-    return labels.masked_fill(confidence < method.threshold, background), confidence
+    return scores

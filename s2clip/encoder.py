@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from s2clip.features import patch_features
 from s2clip.methods import Method
 from s2clip.stopwatch import Stopwatch
 from s2clip.windows import Box, cut_windows, padding, resize, resized_size, splice, window_boxes
+
+if TYPE_CHECKING:
+    from s2clip.refinement.sam import Embedding
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,8 @@ class Encoded:
     """Path of the picture, if it has one."""
     timings: dict[str, float] = field(default_factory=dict)
     """Milliseconds per stage; those of a batch are shared out by windows."""
+    sam: "Embedding | None" = None
+    """SAM's view of the picture, where a refinement needs one."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,18 @@ class OutputError(S2ClipError, OSError):
     """A folder or file that cannot be written, or a format whose extra is not installed."""
 
 
+class MissingExtraError(S2ClipError, ImportError):
+    """A package that only one feature needs and that is not installed: the message names the extra."""
+
+
+class RefinementError(S2ClipError, RuntimeError):
+    """The refinement failed; `coarse` holds the results that it was given, one `Result` per picture."""
+
+    def __init__(self, message: str, coarse: list) -> None:
+        super().__init__(message)
+        self.coarse = coarse
+
+
 def reject(argument: str, expected: str, received: object) -> NoReturn:
     """Raise the `ValueError` of a wrong argument: which, what was expected, what was received."""
     raise ValueError(f"{argument}: expected {expected}, received {received}")

@@ -32,6 +32,7 @@ from s2clip.visualize import overlay, voc_palette
 
 if TYPE_CHECKING:
     from s2clip.ops import Components
+    from s2clip.refinement.sam import Refined
 
 FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz"}
 IGNORE = 255
@@ -50,6 +51,8 @@ class Result:
         image: uint8 [3,H,W], RGB; needed by the overlay only.
         source: path of the picture if it came from a file.
         timings: milliseconds by stage.   settings: what was resolved for this run, as JSON values.
+        coarse: int64 [H,W], the ids before SAM; None without a refinement.
+        refined: SAM's part: prompted regions, predicted IoU, which were accepted; None without a refinement.
     """
 
     segmentation: Tensor
@@ -60,6 +63,8 @@ class Result:
     source: str | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    coarse: Tensor | None = None
+    refined: "Refined | None" = None
 
     @cached_property
     def regions(self) -> "Components":

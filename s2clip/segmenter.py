@@ -6,23 +6,27 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from s2clip.decision import cosine_maps, decide
+from s2clip.decision import cosine_maps, decide, score_maps
 from s2clip.encoder import Encoded, Encoder
-from s2clip.errors import ImageError, reject
+from s2clip.errors import ImageError, RefinementError, reject
 from s2clip.images import MAX_PIXELS, Source, read_image
 from s2clip.methods import RECIPES, Method, get_method
-from s2clip.refine import check_refinement
+from s2clip.refinement.scores import DenseScores, ScoreMaps
+from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.result import Result
 from s2clip.stopwatch import Stopwatch
 from s2clip.text import TextEncoder, Vocabulary, vocabulary
+
+if TYPE_CHECKING:
+    from s2clip.refinement.sam import Refined
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Segmenter:
         clip,
         *,
         vfm=None,
+        refiner=None,
         method: str | Method = "s2clip",
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
@@ -65,13 +70,14 @@ class Segmenter:
         """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
 
         clip: `s2clip.backbones.clip.CLIPBackbone`. vfm: `s2clip.backbones.vfm.VisionFeatures` on the same device,
-        needed where `method.uses_vfm`. max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
+        needed where `method.uses_vfm`. refiner: `s2clip.refinement.refiner.Refiner`, None for the coarse map alone.
+        max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
         if self.method.uses_vfm and vfm is None:
             reject("vfm", f"a vision foundation model for method {self.method.name}", None)
         self.clip, self.vfm, self.max_pixels = clip, vfm, max_pixels
-        self.refiner = None
+        self.refiner = refiner
         self._encoder = Encoder(clip, vfm, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
         self._text = TextEncoder(clip)
         self._vocabulary: Vocabulary | None = None
@@ -84,7 +90,10 @@ class Segmenter:
         *,
         vfm: str | None = None,
         refine: str = "none",
+        sam: str | None = None,
+        refine_options: Refinement | Mapping[str, Any] | None = None,
         method: str | Method = "s2clip",
+        compile: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         cache_dir: str | Path | None = None,
@@ -104,7 +113,12 @@ class Segmenter:
             model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14" or "ViT-H-14".
             vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
                 else "dino-b8".
-            refine: "none".
+            refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
+                as published, region by region on the host, to compare with (needs scikit-image, extra `trident`).
+            sam: "sam-tiny", "sam-vit-b", "sam-vit-l" or "sam-vit-h", loaded only to refine; None: "sam-tiny" with model
+                "tiny", else "sam-vit-b".
+            refine_options: fields of `s2clip.refinement.settings.Refinement`, `{"sam_iou_threshold": 0.9}`.
+            compile: compile SAM's image encoder; the first picture waits minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
@@ -121,12 +135,16 @@ class Segmenter:
             WeightsError: weights that are not there or not what their name says.
         """
         from s2clip.backbones.clip import CLIP_NAMES, load_clip
+        from s2clip.backbones.sam import SAM_NAMES
         from s2clip.backbones.vfm import VFM_NAMES, load_vfm
+        from s2clip.refinement.refiner import load_refiner
 
         check_refinement(refine)
         method = get_method(method)
         vfm = vfm or ("tiny-dino" if model == "tiny" else "dino-b8")
-        for argument, name, valid in (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES)):
+        sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
+        names = (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES), ("sam", sam, SAM_NAMES))
+        for argument, name, valid in names:
             if name not in valid:
                 reject(argument, f"one of {', '.join(valid)}", repr(name))
         if model in RECIPES:
@@ -134,6 +152,7 @@ class Segmenter:
         geometry = {"short_side": short_side, "crop": crop, "stride": stride}
         given = {name: value or None for name, value in geometry.items() if value is not None}
         method = get_method(method, **given, **fields)
+        settings = resolve_settings(sam, refine_options)
 
         options = {
             "weights": weights,
@@ -142,9 +161,15 @@ class Segmenter:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
+        clip = load_clip(model, **options)
+        features = load_vfm(vfm, **options) if method.uses_vfm else None
+        refiner = None
+        if refine != "none":
+            refiner = load_refiner(sam, settings, refine=refine, vfm=features, compile=compile, **options)
         return cls(
-            load_clip(model, **options),
-            vfm=load_vfm(vfm, **options) if method.uses_vfm else None,
+            clip,
+            vfm=features,
+            refiner=refiner,
             method=method,
             max_batch=max_batch,
             mix_pictures=mix_pictures,
@@ -206,10 +231,11 @@ class Segmenter:
             if on_error == "raise":
                 pictures = _up_to_first_failure(pictures)
             pictures = list(pictures)
-            encoded = iter(self._encode([picture for picture in pictures if not isinstance(picture, Failure)]))
+            encoded = self._encode([picture for picture in pictures if not isinstance(picture, Failure)])
+            results = self._segment_in_turn(encoded)
             for picture in pictures:
                 if not isinstance(picture, Failure):
-                    yield self.segment(next(encoded))
+                    yield next(results)
                 elif on_error == "record":
                     yield picture
                 else:
@@ -234,23 +260,95 @@ class Segmenter:
             number = self._background if background is None else words.find(background)
         else:
             words, number = self._resolve(classes, background)
+        return self._segment([encoded], words, number)[0]
+
+    def refine(self, image: Source, labels: Tensor, scores: Tensor) -> Result:
+        """Refine anybody's coarse map by SAM; no classes need to be set.
+
+        Args:
+            image: as everywhere.
+            labels: integers [H,W] at the picture's size; ids outside of 0..K-1 (255, say) are void: they are no region,
+                and stay where no mask of SAM reaches.
+            scores: floats [K,h,w] of any resolution, the probability of each class.
+
+        Returns the refined `Result`; its classes are those that were set if they are K, else "0" to "K-1".
+
+        Raises:
+            ValueError: no refinement was loaded, shapes do not fit, or a score is not finite.
+        """
+        if self.refiner is None:
+            raise ValueError("refine: expected a Segmenter with refine='sam' or 'trident', received one without")
+        picture = self._read(image)
+        if isinstance(picture, Failure):
+            raise picture.error
+        labels, scores = torch.as_tensor(labels), torch.as_tensor(scores)
+        size = tuple(picture.pixels.shape[1:])
+        if tuple(labels.shape) != size or labels.is_floating_point() or labels.dtype == torch.bool:
+            reject("labels", f"integers [H,W] = {list(size)}", f"{labels.dtype} {list(labels.shape)}")
+        if scores.ndim != 3 or not scores.is_floating_point() or 0 in scores.shape:
+            reject("scores", "floats [K,h,w], none of them 0", f"{scores.dtype} {list(scores.shape)}")
         watch = Stopwatch(self.device)
         with torch.inference_mode():
-            with watch("text"):
-                text = self._text(words.words, self.method.templates)
-            with watch("classify"):
-                cosines = cosine_maps(encoded, text)
-                labels, confidence = decide(cosines, encoded.size, words.class_index, self.method, number)
-        return Result(
-            segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
+            labels, maps = labels.to(self.device).long(), DenseScores(scores.to(self.device))
+            with watch("sam_encoder"):
+                embedding = self.refiner.embed(picture.pixels)
+            refined = self.refiner([embedding], [labels], [maps], watch)[0]
+            confidence = maps.own(labels)
+        names = self.classes if len(self.classes) == maps.classes else tuple(map(str, range(maps.classes)))
+        coarse = Result(
+            segmentation=labels.clone(),
             confidence=confidence.clone(),
-            classes=words.classes,
-            background=number,
-            image=encoded.picture,
-            source=encoded.source,
-            timings={**encoded.timings, **watch.milliseconds()},
+            classes=names,
+            image=picture.pixels,
+            source=picture.source,
+            timings={"read": picture.milliseconds, **watch.milliseconds()},
             settings=self.settings,
         )
+        return _with_refined(coarse, refined, {})
+
+    def _segment_in_turn(self, encoded: Sequence[Encoded]) -> Iterator[Result]:
+        """Results in order; the regions of all pictures share SAM's decoder where pictures are mixed at all."""
+        if self.refiner is None or not self._encoder.mix_pictures:
+            yield from map(self.segment, encoded)
+        else:
+            yield from self._segment(encoded, self._require_classes(), self._background)
+
+    def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
+        results, scores = [], []
+        for one in encoded:
+            watch = Stopwatch(self.device)
+            with torch.inference_mode():
+                with watch("text"):
+                    text = self._text(words.words, self.method.templates)
+                with watch("classify"):
+                    cosines = cosine_maps(one, text)
+                    decision = (one.size, words.class_index, self.method, background)
+                    labels, confidence = decide(cosines, *decision)
+                    if self.refiner is not None:
+                        scores.append(score_maps(cosines, *decision))
+            results.append(
+                Result(
+                    segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
+                    confidence=confidence.clone(),
+                    classes=words.classes,
+                    background=background,
+                    image=one.picture,
+                    source=one.source,
+                    timings={**one.timings, **watch.milliseconds()},
+                    settings=self.settings,
+                )
+            )
+        return results if self.refiner is None else self._refined(encoded, results, scores)
+
+    def _refined(self, encoded: Sequence[Encoded], coarse: list[Result], scores: Sequence[ScoreMaps]) -> list[Result]:
+        watch = Stopwatch(self.device)
+        embeddings = [one.sam or self.refiner.embed(one.picture) for one in encoded]
+        try:
+            refined = self.refiner(embeddings, [one.segmentation for one in coarse], scores, watch)
+        except (RuntimeError, ValueError) as error:
+            raise RefinementError(f"refine: {error}", coarse) from error
+        share = {stage: value / len(encoded) for stage, value in watch.milliseconds().items()}
+        return [_with_refined(result, one, share) for result, one in zip(coarse, refined, strict=True)]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -261,7 +359,8 @@ class Segmenter:
             "weights_sha256": {role: model.weights_sha256 for role, model in models.items()},
             "device": str(self.device),
             "dtype": str(self.clip.dtype).removeprefix("torch."),
-            "refine": "none",
+            "refine": "none" if self.refiner is None else self.refiner.refine,
+            **({} if self.refiner is None else self.refiner.described),
             "method": dataclasses.asdict(self.method),
         }
 
@@ -276,10 +375,16 @@ class Segmenter:
 
     def _encode(self, pictures: Sequence[_Picture]) -> list[Encoded]:
         encoded = self._encoder([picture.pixels for picture in pictures])
-        return [
-            dataclasses.replace(one, source=picture.source, timings={"read": picture.milliseconds, **one.timings})
-            for one, picture in zip(encoded, pictures, strict=True)
-        ]
+        complete = []
+        for one, picture in zip(encoded, pictures, strict=True):
+            timings, embedding = {"read": picture.milliseconds, **one.timings}, None
+            if self.refiner is not None:
+                watch = Stopwatch(self.device)
+                with watch("sam_encoder"):
+                    embedding = self.refiner.embed(picture.pixels)
+                timings |= watch.milliseconds()
+            complete.append(dataclasses.replace(one, source=picture.source, timings=timings, sam=embedding))
+        return complete
 
     def _resolve(self, classes: str | Sequence[str], background: int | str | None) -> tuple[Vocabulary, int | None]:
         words = vocabulary(classes)
@@ -299,6 +404,18 @@ class Segmenter:
         if self._vocabulary is None:
             raise ValueError("no classes: call set_classes first, or give classes to segment")
         return self._vocabulary
+
+
+def _with_refined(coarse: Result, refined: "Refined", timings: Mapping[str, float]) -> Result:
+    """The result after SAM: where a mask decided, its Q is the confidence, elsewhere the coarse one stays."""
+    return dataclasses.replace(
+        coarse,
+        segmentation=refined.labels.clone(),
+        confidence=torch.where(refined.score > 0, refined.score.to(coarse.confidence), coarse.confidence),
+        timings={**coarse.timings, **timings},
+        coarse=coarse.segmentation,
+        refined=refined,
+    )
 
 
 def _up_to_first_failure(pictures: Iterable[_Picture | Failure]) -> Iterator[_Picture | Failure]:

@@ -5,7 +5,9 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from s2clip.backbones.clip import CLIPBackbone
+from s2clip.backbones.tiny_sam import build_sam
 from s2clip.backbones.vfm import ViTFeatures
+from s2clip.weights import Fingerprint
 
 WIDTH, HEADS, LAYERS, PATCH = 48, 3, 6, 8
 
@@ -65,3 +67,33 @@ def picture(height, width, seed=0):
     blocks = torch.rand(1, 3, 5, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(blocks, (height, width), mode="nearest")[0]
     return ((smooth * 0.7 + torch.rand(3, height, width, generator=generator) * 0.3) * 255).to(torch.uint8)
+
+
+def small_sam(seed=2, frame=64, patch=8):
+    """SAM of the released structure on a frame of 64 pixels: low-resolution masks of 32x32, IoUs around 0.5."""
+    generator_state = torch.random.get_rng_state()
+    sam = build_sam(
+        {
+            "image_encoder": {
+                "img_size": frame,
+                "patch_size": patch,
+                "embed_dim": 24,
+                "depth": 1,
+                "num_heads": 2,
+                "out_chans": 16,
+                "use_rel_pos": True,
+                "window_size": 0,
+                "global_attn_indexes": [0],
+            },
+            "mask_in_chans": 8,
+            "decoder": {"depth": 2, "mlp_dim": 32, "num_heads": 2, "iou_head_hidden_dim": 16},
+        }
+    )
+    torch.random.set_rng_state(generator_state)
+    fill(sam, seed, scale=0.5)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        positions = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        positions.copy_(torch.randn(positions.shape, generator=generator))
+    sam.fingerprint = Fingerprint("random")
+    return sam.eval().requires_grad_(False)

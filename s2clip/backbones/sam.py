@@ -9,6 +9,8 @@ encoder gives one vector per 16×16 pixels of the frame.
 
 from __future__ import annotations
 
+import collections
+import functools
 from pathlib import Path
 
 import torch
@@ -115,9 +117,29 @@ def encode_images(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """
     frames, size = preprocess(sam, images)
     dtype = sam.image_encoder.patch_embed.proj.weight.dtype
-    embeddings = [sam.image_encoder(frame[None].to(dtype)).float() for frame in frames]
+    seen = getattr(sam, "seen", None)
+    encode = sam.image_encoder if seen is None else functools.partial(_encode_unseen, sam, seen)
+    embeddings = [encode(frame[None].to(dtype)).float() for frame in frames]
     channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
     return torch.cat(embeddings) if embeddings else frames.new_empty(0, channels, *grid), size
+
+
+def share_embeddings(sam: Sam, pictures: int = 4) -> None:
+    """Let `encode_images` remember the last few frames: who asks for the same pixels again gets the same embedding.
+
+    For a SAM that serves as feature extractor and refines, too. A frame and its embedding take 16 MB in fp32. They meet
+    where the extractor sees the whole picture at its own size (`crop=0, short_side=0`).
+    """
+    sam.seen = collections.deque(maxlen=pictures)
+
+
+def _encode_unseen(sam: Sam, seen: collections.deque, frame: Tensor) -> Tensor:
+    for known, embedding in seen:
+        if torch.equal(known, frame):
+            return embedding
+    embedding = sam.image_encoder(frame)
+    seen.append((frame, embedding))
+    return embedding
 
 
 class SamFeatures(VisionFeatures):

@@ -1,0 +1,79 @@
+"""One SAM, its view of pictures, and the refinement that was asked for."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from s2clip.backbones.sam import encode_images, load_sam, share_embeddings
+from s2clip.backbones.vfm import SAM_ENCODERS
+from s2clip.refinement import sam as together
+from s2clip.refinement import trident
+from s2clip.refinement.sam import Embedding, Refined
+from s2clip.refinement.scores import ScoreMaps
+from s2clip.refinement.settings import Refinement
+from s2clip.stopwatch import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+
+class Refiner:
+    """`embed` once per picture, then refine any number of coarse maps of it."""
+
+    def __init__(self, sam: Sam, settings: Refinement, *, refine: str = "sam", name: str = "", compile: bool = False):
+        """sam: from `load_sam`. refine: "sam" or "trident". compile: SAM's image encoder, by torch.compile."""
+        self.sam, self.settings, self.refine, self.name = sam, settings, refine, name
+        if compile:
+            logger.warning(
+                "compiling SAM's image encoder: the first picture waits one to several minutes for it, in every new "
+                "process; worth it from some hundred pictures on"
+            )
+            sam.image_encoder.compile(dynamic=False)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """For run.json: which SAM, of which weights, with which settings."""
+        return {
+            "sam": self.name,
+            "sam_sha256": self.sam.fingerprint.sha256,
+            "refinement": dataclasses.asdict(self.settings),
+        }
+
+    @torch.inference_mode()
+    def embed(self, picture: Tensor) -> Embedding:
+        """uint8 [3,H,W] → SAM's embedding: nearly all of the stage's cost."""
+        images = picture.to(self.sam.device)[None].float() / 255
+        return Embedding(*encode_images(self.sam, images))
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        embeddings: Sequence[Embedding],
+        labels: Sequence[Tensor],
+        scores: Sequence[ScoreMaps],
+        watch: Stopwatch | None = None,
+    ) -> list[Refined]:
+        """Coarse maps [H,W] with their scores → refined ones, all pictures together."""
+        if not labels:
+            return []
+        run = trident.refine if self.refine == "trident" else together.refine
+        return run(self.sam, embeddings, labels, scores, self.settings, watch or Stopwatch(self.sam.device))
+
+
+def load_refiner(
+    name: str, settings: Refinement, *, refine: str = "sam", vfm: Any = None, compile: bool = False, **options: Any
+) -> Refiner:
+    """The SAM `name` with `load_sam`'s options; a `vfm` that is this SAM already is shared, with what it has seen."""
+    if refine == "trident":
+        trident.check_extra()
+    model = getattr(vfm, "model", None)
+    if isinstance(model, Sam) and SAM_ENCODERS.get(vfm.name) == name:
+        share_embeddings(model)
+        sam = model
+    else:
+        sam = load_sam(name, **options)
+    return Refiner(sam, settings, refine=refine, name=name, compile=compile)

@@ -1,0 +1,146 @@
+"""`refine="sam"`: all regions of all classes of several pictures at once. Algorithm 4 of the source on our ops."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from s2clip import ops
+from s2clip.ops import Components
+from s2clip.refinement.decoder import decode
+from s2clip.refinement.prompts import (
+    Prompts,
+    Regions,
+    find_regions,
+    half_size,
+    make_prompts,
+    nearest,
+    published_scores,
+)
+from s2clip.refinement.scores import ScoreMaps
+from s2clip.refinement.settings import Refinement
+from s2clip.stopwatch import Stopwatch
+
+NEVER = -1e4
+"""A logit that is no mask anywhere, for regions that failed; finite, because it is interpolated."""
+
+
+class Embedding(NamedTuple):
+    """SAM's view of one picture."""
+
+    features: Tensor  # [1,C,g,g]
+    input_size: tuple[int, int]  # (H',W') of the picture in the frame
+
+
+class Refined(NamedTuple):
+    """One picture's refined map."""
+
+    labels: Tensor  # [H,W] int64
+    score: Tensor  # [H,W] fp32: Q of the new label; 0 where the coarse label stayed
+    regions: Components  # [R] the prompts, by class, at half resolution
+    predicted_iou: Tensor  # [R]
+    accepted: Tensor  # [R] bool
+
+
+def refine(
+    sam: Sam,
+    embeddings: Sequence[Embedding],
+    labels: Sequence[Tensor],
+    scores: Sequence[ScoreMaps],
+    settings: Refinement,
+    watch: Stopwatch,
+) -> list[Refined]:
+    """Coarse maps [H,W] (any integers; those outside of 0..K−1 are no class) with their scores → refined maps.
+
+    l'(x) = first argmax_c Q_c(x), Q_c = 1[X_c > 0]·P_c·σ(X_c), X_c = max of the logits of c's accepted regions; l(x)
+    where all Q are 0, and (unless faithful) inside regions that failed: there the coarse score is never below a Q,
+    because P_c·σ ≤ max_c P_c.
+    """
+    found, prompts = [], []
+    frame, side = sam.image_encoder.img_size, sam.prompt_encoder.mask_input_size[0]
+    for image, coarse in enumerate(labels):
+        with watch("components"):
+            size = (coarse.shape[0], coarse.shape[1])
+            source = published_scores(scores[image], size) if settings.faithful else scores[image]
+            found.append((find_regions(coarse, source, settings), source))
+        with watch("prompts"):
+            prompts.append(make_prompts(*found[-1], size, frame, side, settings, image_index=image))
+    with watch("decoder"):
+        together = _together(prompts)
+        features = torch.cat([embedding.features for embedding in embeddings])
+        logits, predicted_iou = decode(sam, features, together, faithful=settings.faithful)
+        accepted = (predicted_iou > settings.sam_iou_threshold) & logits.isfinite().flatten(1).all(1)
+    refined = []
+    with watch("merge"):
+        lengths = [len(one) for one in prompts]
+        split = (column.split(lengths) for column in (logits, predicted_iou, accepted))
+        for (regions, source), embedding, coarse, own_logits, own_iou, own_accepted in zip(
+            found, embeddings, labels, *split, strict=True
+        ):
+            merged, score = merge(coarse, regions, source, own_logits, own_accepted, embedding.input_size, frame)
+            if not settings.faithful:
+                stays = in_failed(regions, own_accepted, coarse.shape)
+                merged, score = torch.where(stays, coarse, merged), score.masked_fill(stays, 0)
+            refined.append(Refined(merged.long(), score, regions.components, own_iou, own_accepted))
+    return refined
+
+
+def _together(prompts: Sequence[Prompts]) -> Prompts:
+    """Prompts of several pictures as one."""
+    offset, shifted = 0, []
+    for one in prompts:
+        shifted.append(one.mask_index + offset)
+        offset += 0 if one.masks is None else len(one.masks)
+
+    def joined(name: str) -> Tensor | None:
+        columns = [getattr(one, name) for one in prompts]
+        return None if columns[0] is None else torch.cat(columns)
+
+    return Prompts(joined("boxes"), joined("points"), joined("masks"), torch.cat(shifted), joined("image_index"))
+
+
+def merge(
+    coarse: Tensor,
+    regions: Regions,
+    scores: ScoreMaps,
+    logits: Tensor,
+    accepted: Tensor,
+    input_size: tuple[int, int],
+    frame: int,
+) -> tuple[Tensor, Tensor]:
+    """`ops.merge_masks` over a few classes at a time: (labels [H,W], score [H,W]).
+
+    A later group wins where its Q is larger, so that the first class wins ties as it would in one call.
+    """
+    best = torch.zeros(coarse.shape, device=coarse.device)
+    merged = coarse
+    logits = torch.where(accepted[:, None, None], logits, NEVER)
+    first = 0
+    for group in scores.chunks(range(len(regions.classes)), scores.fine_size):
+        counts = torch.tensor([regions.counts[index] for index in group])
+        position = torch.arange(len(group)).repeat_interleave(counts).to(coarse.device, non_blocking=True)
+        labels, score = ops.merge_masks(
+            logits[first : first + len(position)],
+            position,
+            torch.zeros_like(position),
+            scores.fine([regions.classes[index] for index in group])[None],
+            coarse[None],
+            input_size=input_size,
+            padded_size=frame,
+        )
+        names = torch.tensor([regions.classes[index] for index in group]).to(coarse, non_blocking=True)
+        better = score[0] > best
+        merged = torch.where(better, names[labels[0].long().clamp(0, len(group) - 1)], merged)
+        best = torch.where(better, score[0], best)
+        first += len(position)
+    return merged, best
+
+
+def in_failed(regions: Regions, accepted: Tensor, size: Sequence[int]) -> Tensor:
+    """bool [H,W]: inside a region that SAM was asked about in vain (nearest from half resolution)."""
+    failed = torch.zeros(len(regions) + 1, dtype=torch.bool, device=accepted.device)
+    failed[regions.components.label.long()] = ~accepted
+    assert regions.labels.shape == half_size(size)
+    return nearest(failed[regions.labels.long()], tuple(size))

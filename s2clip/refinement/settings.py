@@ -1,0 +1,79 @@
+"""What the refinement may be, by name, and its numbers as one value."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from s2clip.errors import reject
+
+REFINEMENTS = ("none", "trident", "sam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """Settings of the SAM stage. The defaults are Trident's (arXiv:2411.09219) for SAM ViT-B at frames of 1024."""
+
+    coarse_threshold: float = 0.1
+    """[τ_c] 0..1: half-resolution pixels whose best score is lower belong to no region, classes that never reach it
+    have none, and the mask prompt is zero up to it. Trident has 0.10, 0.0 and 0.2 as defaults in three places, and sets
+    0.05 (many classes) to 0.25 by data set; 0.1 is its class's own default and the geometric middle of these."""
+    minimal_area: int = 225
+    """[A_min] pixels at half resolution: smaller regions are no prompts."""
+    sam_iou_threshold: float = 0.8
+    """[τ_iou] a region counts if SAM predicts an IoU above this for its mask."""
+    mask_scale: float = 0.005
+    """[τ_m] factor of the class scores as mask prompt: SAM expects logits, and a hint should not outvote the box."""
+    use_components: bool = True
+    """False: all of a class is one region (w/o CCA)."""
+    use_box: bool = True
+    use_point: bool = True
+    use_mask: bool = True
+    split_last: bool = True
+    """False: the last class is no prompt."""
+    faithful: bool = False
+    """The published quirks: the mask prompt as a 3-D tensor, which SAM normalises along image rows (B-23); failed
+    regions that change no label (B-24); boxes scaled by the half picture's own frame; scores made at full size first.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool):
+                if not isinstance(value, bool):
+                    reject(f"Refinement.{field.name}", "True or False", repr(value))
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                reject(f"Refinement.{field.name}", "a number of at least 0", repr(value))
+        if self.coarse_threshold > 1:
+            reject("Refinement.coarse_threshold", "0 to 1", self.coarse_threshold)
+        if not (self.use_box or self.use_point or self.use_mask):
+            reject("Refinement", "at least one of use_box, use_point, use_mask", "none")
+
+
+# The tiny SAM sees pictures of about 128x96: 10 of its 64x48 half pixels are what 225 of 256x187 are to VOC's.
+RECIPES = {"sam-tiny": Refinement(minimal_area=10)}
+
+ABLATIONS: dict[str, dict[str, bool]] = {
+    "w/o components": {"use_components": False},
+    "w/o box": {"use_box": False},
+    "w/o mask": {"use_mask": False},
+    "w/o point": {"use_point": False},
+}
+"""The bottom rows of the source's Table 4, and one for the point."""
+
+
+def check_refinement(refine: str) -> None:
+    """`ValueError` listing the valid names unless `refine` is one of them."""
+    if refine not in REFINEMENTS:
+        reject("refine", f"one of {', '.join(REFINEMENTS)}", repr(refine))
+
+
+def resolve_settings(sam: str, options: Refinement | Mapping[str, Any] | None) -> Refinement:
+    """The settings as given, or the SAM's recipe with some fields replaced. `ValueError` for unknown fields."""
+    if isinstance(options, Refinement):
+        return options
+    valid = [field.name for field in dataclasses.fields(Refinement)]
+    for name in options or ():
+        if name not in valid:
+            reject("refine_options", f"the fields {', '.join(valid)}", repr(name))
+    return dataclasses.replace(RECIPES.get(sam, Refinement()), **(options or {}))
