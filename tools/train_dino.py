@@ -5,10 +5,11 @@ that its moving average (the teacher) gives
   * to the whole other view               (class token; DINO, Caron et al. 2021, arXiv:2104.14294),
   * to the same patch, unmasked           (masked patches; iBOT, Zhou et al. 2022, arXiv:2111.07832),
   * to the same place in the other view   (dense: both crops are known, so the teacher map is resampled).
-Targets are balanced over the batch by Sinkhorn-Knopp steps (SwAV, Caron et al. 2020) for patches and centred for the
-class token. The tokens of two student views are also decorrelated as twins, which lets a short run start: targets of
-a fresh teacher follow colours, which the views change. What the method needs is patch tokens whose cosines tell which
-patches are of one kind.
+Targets are balanced over the batch by Sinkhorn-Knopp steps (SwAV, Caron et al. 2020, arXiv:2006.09882). Prototypes
+alone start slowly (targets of a fresh teacher follow colours, which the views change), so the main term works on
+cosines: a patch token should agree with the teacher's token at about the same place of the other view, while squared
+cosines within a scene and over the batch stay small (spectral contrast, HaoChen et al. 2021, arXiv:2106.04156).
+What the method needs is patch tokens whose cosines tell which patches are of one kind.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ ARCHITECTURE = {"img_size": 64, "patch_size": 4, "embed_dim": 96, "depth": 3, "n
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 1500
+    steps: int = 2400
     batch: int = 16
     scenes: int = 8000
     global_sizes: tuple[int, int] = (48, 64)  # sides of global views, pixels; the larger in every fourth step
     local_size: int = 32
     patch_prototypes: int = 96
-    class_prototypes: int = 256
+    class_prototypes: int = 48
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     student_temperature: float = 0.1
@@ -52,12 +53,13 @@ class Settings:
     warm_up: int = 60  # steps; then the rate falls with 1/sqrt(step), so that a longer run begins like a shorter one
     mask_share: float = 0.25  # of the patches of a student view
     jitter: float = 1.5  # patches between a place and the place in the other view whose target it gets
-    twins: float = 2.0  # weight of the decorrelation
+    spread_in_image: float = 0.8  # weights of the mean squared cosines within a scene and over the batch
+    spread_over_all: float = 1.2
     seed: int = 0
 
 
 class PrototypeHead(nn.Module):
-    """Tokens [...,D] -> standardised tokens z [...,D], cosines to prototypes [...,K].
+    """Tokens [...,D] -> cosines to prototypes [...,K].
 
     No layers of its own: what the method uses are cosines of the tokens themselves, so these are what is trained.
     Standardised over the batch. Without that all cosines of a fresh network are alike, targets start near uniform and a
@@ -69,9 +71,9 @@ class PrototypeHead(nn.Module):
         self.standardise = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, width), dim=-1))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor) -> Tensor:
         z = self.standardise(tokens.float().flatten(0, -2)).view_as(tokens)
-        return z, F.linear(F.normalize(z, dim=-1), F.normalize(self.prototypes, dim=-1)).float()
+        return F.linear(F.normalize(z, dim=-1), F.normalize(self.prototypes, dim=-1)).float()
 
 
 class Network(nn.Module):
@@ -98,11 +100,11 @@ class Network(nn.Module):
             return self.vit.norm(self.vit.blocks(x))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """-> class-token cosines [B,K], patch cosines [B,h,w,P], standardised patch tokens [B,h,w,D]."""
+        """-> class-token cosines [B,K], patch cosines [B,h,w,P], unit patch tokens [B,h,w,D]."""
         tokens = self.tokens(images, mask)
         grid = (images.shape[-2] // ARCHITECTURE["patch_size"], images.shape[-1] // ARCHITECTURE["patch_size"])
-        z, patches = self.patch_head(tokens[:, 1:].unflatten(1, grid))
-        return self.class_head(tokens[:, 0])[1], patches, z
+        patches = tokens[:, 1:].unflatten(1, grid)
+        return self.class_head(tokens[:, 0]), self.patch_head(patches), F.normalize(patches.float(), dim=-1)
 
 
 def photometric(images: Tensor) -> Tensor:
@@ -184,23 +186,18 @@ def sample(values: Tensor, place: Tensor) -> Tensor:
     return sampled.permute(0, 2, 3, 1)
 
 
-def decorrelation(a: Tensor, b: Tensor, redundancy: float = 0.05) -> Tensor:
-    """Barlow twins (Zbontar et al. 2021, arXiv:2103.03230): correlations of a and b [T,D] should be the identity."""
-    a, b = ((x - x.mean(0)) / (x.std(0) + 1e-4) for x in (a, b))
-    correlation = a.T @ b / len(a)
-    diagonal = correlation.diagonal()
-    rest = correlation.square().sum() - diagonal.square().sum()
-    return (1 - diagonal).square().mean() + redundancy * rest / len(diagonal)
+def spread(unit: Tensor) -> Tensor:
+    """Mean squared cosine of all pairs of unit tokens [...,T,D]: ‖mean of u uᵀ‖², 1 where all are alike; [...]."""
+    return (unit.mT @ unit / unit.shape[-2]).square().sum((-2, -1))
 
 
 class Distiller:
-    """Student, teacher and the class token's centre; `loss(scenes)` is one step's objective."""
+    """Student and teacher; `loss(scenes)` is one step's objective."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.student = Network(settings)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.centre = torch.zeros(settings.class_prototypes)
 
     def loss(self, scenes: Tensor) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
@@ -209,33 +206,39 @@ class Distiller:
         both = torch.cat([view.images for view in views])
         grid = size // ARCHITECTURE["patch_size"]
         with torch.no_grad():
-            class_cosines, patch_cosines, _ = self.teacher(both)
-            class_target = F.softmax((class_cosines - self.centre) / s.teacher_temperature, dim=-1).chunk(2)
-            self.centre = 0.9 * self.centre + 0.1 * class_cosines.mean(0)
+            class_cosines, patch_cosines, unit_target = self.teacher(both)
+            class_target = sinkhorn(class_cosines, s.teacher_temperature).chunk(2)
             patch_target = sinkhorn(patch_cosines.flatten(0, 2), s.teacher_temperature).view_as(patch_cosines)
 
         mask = block_mask(len(both), grid, s.mask_share)
-        class_student, patch_student, z = self.student(both, mask)
+        class_student, patch_student, unit = self.student(both, mask)
         local = random_view(scenes, s.local_size).images
         class_student = (*class_student.chunk(2), self.student(local)[0])
         pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]  # student view, teacher view
         class_loss = [cross_entropy(class_student[i], class_target[j], s.student_temperature) for i, j in pairs]
 
         masked = cross_entropy(patch_student, patch_target, s.student_temperature)[mask]
-        patch_target, patch_student, z = patch_target.chunk(2), patch_student.chunk(2), z.chunk(2)
-        dense, twins = [], []
+        image_tokens = torch.cat([view.flatten(1, 2) for view in unit.chunk(2)], dim=1)  # [B,2·h·w,D]
+        spread_in_image, spread_over_all = spread(image_tokens).mean(), spread(image_tokens.flatten(0, 1))
+        patch_target, patch_student = patch_target.chunk(2), patch_student.chunk(2)
+        unit, unit_target = unit.chunk(2), unit_target.chunk(2)
+        dense, agreement = [], []
         for i, j in ((0, 1), (1, 0)):
             place, inside = places(views[j], views[i], grid, s.jitter)
             target = sample(patch_target[j], place)[inside]
             dense.append(cross_entropy(patch_student[i][inside], target, s.student_temperature))
-            twins.append(decorrelation(z[i][inside], sample(z[j], place)[inside]))
+            agreement.append((unit[i] * sample(unit_target[j], place)).sum(-1)[inside])
         parts = {
             "class": torch.stack(class_loss).mean(),
             "dense": torch.cat(dense).mean(),
             "masked": masked.mean(),
-            "twins": torch.stack(twins).mean(),
+            "agreement": torch.cat(agreement).mean(),
+            "in_image": spread_in_image,
+            "over_all": spread_over_all,
         }
-        total = 0.2 * parts["class"] + 0.5 * parts["dense"] + 0.25 * parts["masked"] + s.twins * parts["twins"]
+        distillation = 0.1 * (parts["class"] + parts["dense"] + parts["masked"])
+        spectral = s.spread_in_image * spread_in_image + s.spread_over_all * spread_over_all - 2 * parts["agreement"]
+        total = distillation + spectral
         return total, {name: part.item() for name, part in parts.items()}
 
     @torch.no_grad()
@@ -265,7 +268,7 @@ def train(settings: Settings, output: Path, cache: Path | None, minutes: float, 
         loss.backward()
         nn.utils.clip_grad_norm_(distiller.student.parameters(), 1.0)
         optimizer.step()
-        distiller.follow(1 - 0.1 / math.sqrt(step + 100))  # 0.99 at first, 0.998 after 2,500 steps
+        distiller.follow(1 - 0.4 / math.sqrt(step + 100))  # 0.96 at first, 0.992 after 2,400 steps
         seen += settings.batch
         if step % 50 == 0:
             rate = seen / (time.perf_counter() - start)
