@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.connected_components import case, dense, strip_kernel, strips
+from s2clip.kernels.connected_components import case, dense, launch_options, strip_kernel, strips
 from s2clip.kernels.inspect import Case
 from s2clip.kernels.tiles import architecture
 
@@ -230,17 +230,18 @@ def _report_kernel(
     whole = seen & (pixels_and_bad >> 32 == 0)
     pixel = (2147483647 - (best & 2147483647)).to(tl.int32) % (height * width)
 
+    corner = row.to(tl.int64) * 4
     tl.store(image_index + row, image, mask=inside)
     tl.store(class_index + row, tl.load(column + CLASS, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
     tl.store(label + row, row - start + 1, mask=inside)
     tl.store(area + row, pixels, mask=inside)
-    tl.store(box + row * 4, width - tl.load(column + LEFT, mask=inside, other=0).to(tl.int32), mask=inside)
-    tl.store(box + row * 4 + 1, height - tl.load(column + TOP, mask=inside, other=0).to(tl.int32), mask=inside)
-    tl.store(box + row * 4 + 2, tl.load(column + RIGHT, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
-    tl.store(box + row * 4 + 3, tl.load(column + BOTTOM, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
+    tl.store(box + corner, width - tl.load(column + LEFT, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(box + corner + 1, height - tl.load(column + TOP, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(box + corner + 2, tl.load(column + RIGHT, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
+    tl.store(box + corner + 3, tl.load(column + BOTTOM, mask=inside, other=0).to(tl.int32) - 1, mask=inside)
     tl.store(score + row, tl.where(whole, mean.to(tl.float32), float("nan")), mask=inside)
-    tl.store(point + row * 2, tl.where(seen, pixel % width, -1), mask=inside)
-    tl.store(point + row * 2 + 1, tl.where(seen, pixel // width, -1), mask=inside)
+    tl.store(point + corner // 2, tl.where(seen, pixel % width, -1), mask=inside)
+    tl.store(point + corner // 2 + 1, tl.where(seen, pixel // width, -1), mask=inside)
 
 
 def launch_measure(
@@ -260,8 +261,7 @@ def launch_measure(
             *(state, count, end, image_index, class_index, label, area, box, score, point),
             *(rows, batch, height, width, 2.0 ** -_fixed_point(height * width)),
             LANES=tiles.report,
-            num_warps=1,
-            enable_fp_fusion=False,
+            **launch_options(1),
         )
     return image_index, class_index, label, area, box, score, point
 
@@ -296,8 +296,7 @@ def _measured(labels, count, rows: int, class_map=None, scores=None) -> tuple[to
             SCORED=scored,
             ROUNDS=tiles.rounds,
             LANES=tiles.measure,
-            num_warps=1,
-            enable_fp_fusion=False,
+            **launch_options(1),
         )
     return state, end
 
@@ -308,11 +307,11 @@ def _fixed_point(image_pixels: int) -> int:
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Every dtype of scores, with the class map of the pipeline, int32; and boxes and centroids without scores."""
+    """Every dtype of scores with the class map of the pipeline (int32), others with fp32; and no scores at all."""
     tiles = configuration(arch)
     constants = {"ROUNDS": tiles.rounds, "LANES": tiles.measure}
-    for dtype in ("fp32", "fp16", "bf16"):
-        pointers = {"scores": f"*{dtype}", "state": "*i64"}
-        yield case(_measure_kernel, dtype, pointers, {"SCORED": True, **constants}, 1)
+    for score, class_map in (("fp32", "i32"), ("fp16", "i32"), ("bf16", "i32"), ("fp32", "i64"), ("fp32", "u8")):
+        pointers = {"scores": f"*{score}", "class_map": f"*{class_map}", "state": "*i64"}
+        yield case(_measure_kernel, f"{score} {class_map}", pointers, {"SCORED": True, **constants}, 1)
     yield case(_measure_kernel, "moments", {"state": "*i64"}, {"SCORED": False, **constants}, 1)
     yield case(_report_kernel, "any", {"score": "*fp32", "state": "*i64"}, {"LANES": tiles.report}, 1)

@@ -266,9 +266,9 @@ def launch_label(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `reference.label_components`. A class map that is not contiguous is copied."""
     labels = torch.empty(class_map.shape, dtype=torch.int32, device=class_map.device)
-    count = torch.zeros(class_map.shape[0], dtype=torch.int32, device=class_map.device)
+    count = torch.empty(class_map.shape[0], dtype=torch.int32, device=class_map.device)
     if labels.numel() == 0:
-        return labels, count
+        return labels, count.zero_()
     class_map = dense(class_map)
     for part in strips(labels):
         _label(class_map[part], labels[part], count[part], connectivity, ignore_index)
@@ -277,35 +277,43 @@ def launch_label(
 
 def _label(class_map, labels, count, connectivity: int, ignore_index: int | None) -> None:
     images, height, width = class_map.shape
-    pixels = labels.numel()
-    tiles = configuration(architecture(labels.device))
-    blocks = triton.cdiv(pixels, tiles.block)
+    pixels, image_pixels = labels.numel(), height * width
     limits = torch.iinfo(class_map.dtype)
     ignore = ignore_index is not None and limits.min <= ignore_index <= limits.max
     ignore_index = ignore_index if ignore else 0
     signed = limits.min < 0
 
+    tiles = configuration(architecture(labels.device))
+    blocks = triton.cdiv(pixels, tiles.block)
     parent = torch.empty(pixels, dtype=torch.int32, device=labels.device)
     block_roots = torch.empty(blocks + 1, dtype=torch.int32, device=labels.device)
     first_rank = torch.empty(images, dtype=torch.int32, device=labels.device)
     wrong = torch.zeros(images, dtype=torch.int32, device=labels.device) if signed else count
 
-    streaming = {"BLOCK": tiles.block, "num_warps": tiles.warps, "enable_fp_fusion": False}
-    voting = {"BLOCK": tiles.block, "num_warps": 1, "enable_fp_fusion": False}
+    one_warp, warps, scan_warps = (launch_options(number) for number in (1, tiles.warps, tiles.scan_warps))
     _runs_kernel[(blocks,)](
-        class_map, labels, parent, wrong, ignore_index, pixels, height * width, width, ignore, signed, **streaming
+        *(class_map, labels, parent, wrong, ignore_index, pixels, image_pixels, width),
+        **{"IGNORE": ignore, "SIGNED": signed, "BLOCK": tiles.block},
+        **warps,
     )
     _merge_kernel[(triton.cdiv(pixels, tiles.merge),)](
-        *(class_map, labels, parent, ignore_index, pixels, height, width, connectivity, ignore),
-        LANES=tiles.merge,
-        **voting,
+        *(class_map, labels, parent, ignore_index, pixels, height, width),
+        **{"CONNECTIVITY": connectivity, "IGNORE": ignore, "BLOCK": tiles.block, "LANES": tiles.merge},
+        **one_warp,
     )
-    _flatten_kernel[(blocks,)](labels, parent, block_roots, first_rank, pixels, height * width, **voting)
-    _scan_kernel[(1,)](block_roots, blocks, BLOCK=tiles.scan, num_warps=tiles.scan_warps, enable_fp_fusion=False)
+    _flatten_kernel[(blocks,)](
+        labels, parent, block_roots, first_rank, pixels, image_pixels, BLOCK=tiles.block, **one_warp
+    )
+    _scan_kernel[(1,)](block_roots, blocks, BLOCK=tiles.scan, **scan_warps)
     _relabel_kernel[(blocks,)](
-        *(labels, parent, block_roots, first_rank, wrong, count, pixels, height * width, images, blocks, signed),
-        **streaming,
+        *(labels, parent, block_roots, first_rank, wrong, count, pixels, image_pixels, images, blocks),
+        **{"SIGNED": signed, "BLOCK": tiles.block},
+        **warps,
     )
+
+
+def launch_options(num_warps: int) -> dict:
+    return {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -323,24 +331,32 @@ def strips(maps: torch.Tensor) -> Iterator[slice]:
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Class maps as the pipeline makes them (int32) and as datasets store them (uint8), both neighbourhoods."""
+    """Class maps as the pipeline makes them (int32), torch.argmax (int64) and datasets (uint8)."""
     tiles = configuration(arch)
-    for dtype, signed in (("*i32", True), ("*u8", False)):
+    for dtype in ("i32", "i64", "u8"):
+        class_map = {"class_map": f"*{dtype}"}
+        signed = {"SIGNED": dtype != "u8", "BLOCK": tiles.block}
         for ignore in (False, True):
-            name = f"{dtype[1:]}{' ignore' if ignore else ''}"
-            flags = {"IGNORE": ignore, "BLOCK": tiles.block}
-            yield case(_runs_kernel, name, {"class_map": dtype}, {"SIGNED": signed, **flags}, tiles.warps)
+            name = f"{dtype} ignore" if ignore else dtype
+            yield case(_runs_kernel, name, class_map, {"IGNORE": ignore, **signed}, tiles.warps)
             for connectivity in (4, 8):
-                constants = {"CONNECTIVITY": connectivity, "LANES": tiles.merge, **flags}
-                yield case(_merge_kernel, f"{name} {connectivity}", {"class_map": dtype}, constants, 1)
+                neighbours = {"CONNECTIVITY": connectivity, "IGNORE": ignore}
+                blocks = {"BLOCK": tiles.block, "LANES": tiles.merge}
+                yield case(_merge_kernel, f"{name} {connectivity}", class_map, neighbours | blocks, 1)
+    for signed in (False, True):
         flags = {"SIGNED": signed, "BLOCK": tiles.block}
-        yield case(_relabel_kernel, dtype[1:], {}, flags, tiles.warps)
+        yield case(_relabel_kernel, "signed" if signed else "unsigned", {}, flags, tiles.warps)
     yield case(_flatten_kernel, "any", {}, {"BLOCK": tiles.block}, 1)
     yield case(_scan_kernel, "any", {}, {"BLOCK": tiles.scan}, tiles.scan_warps)
 
 
 def case(kernel, name: str, pointers: dict[str, str], constants: dict, num_warps: int) -> Case:
     """Numbers have their type in the kernel's signature; pointers are to int32 but for those given."""
-    types = {param.name: param.annotation_type or pointers.get(param.name, "*i32") for param in kernel.params}
-    signature = {argument: kind for argument, kind in types.items() if argument not in constants}
-    return Case(kernel, name, signature, constants, num_warps, 1, enable_fp_fusion=False)
+    numbers = {tl.int32: "i32", tl.int64: "i64", tl.float32: "fp32"}
+    declared = kernel.fn.__annotations__
+    signature = {
+        argument: numbers.get(declared.get(argument)) or pointers.get(argument, "*i32")
+        for argument in kernel.arg_names
+        if argument not in constants
+    }
+    return Case(kernel, name, signature, constants, **launch_options(num_warps))

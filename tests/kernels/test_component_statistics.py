@@ -8,9 +8,11 @@ import cc3d
 import numpy as np
 import pytest
 import torch
+from specialisations import of_case, recorded
 from torchvision.ops import masks_to_boxes
 
 from s2clip.kernels import component_statistics, reference
+from s2clip.ops import drop_in
 from s2clip.testing import integers, layouts, normal
 
 NAMES = ("image_index", "class_index", "label", "area", "box", "score", "point")
@@ -182,3 +184,33 @@ def test_moments_of_labels_and_background(blocks, device, monkeypatch):
     assert box[~seen].tolist() == [[23, 19, -1, -1]]
     y, x = torch.meshgrid(torch.arange(19, device=device), torch.arange(23, device=device), indexing="ij")
     assert torch.equal(total, torch.stack([(masks * x).sum((1, 2)), (masks * y).sum((1, 2))], 1))
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (1, 5), (0, 4)], ids=str)
+def test_moments_are_those_of_the_drop_in_for_cpu(shape, device):
+    labels = integers(4, *shape, seed=11, dtype=torch.int32, device=device)
+    results = zip(drop_in._moments_by_kernel(labels, 5), drop_in._moments(labels, 5), strict=True)
+    assert all(torch.equal(actual, expected) for actual, expected in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sizes_compile_nothing(dtype):
+    """500 sizes, batches, alignments, strides and class counts are in the gate, one compilation per kernel."""
+    memory = torch.zeros(4 * 80 * 80 * 3, dtype=dtype)
+    with recorded(component_statistics, 90) as launches:
+        for step in range(500):
+            batch, height, width, classes = 1 + step % 4, 1 + step * 7 % 80, 1 + step * 13 % 79, 1 + step % 3
+            scores = memory[: batch * classes * height * width].view(batch, classes, height, width)
+            scores = scores[:, :, :, step % 2 :] if width > 1 else scores
+            labels = torch.zeros((batch, height, scores.shape[3]), dtype=torch.int32)
+            component_statistics.launch_measure(labels, labels, scores, labels[:, 0, 0], 1 + 7 * step)
+    assert sorted(launch.kernel for launch in launches) == ["_measure_kernel", "_report_kernel"]
+    assert launches <= {of_case(case) for case in component_statistics.compile_cases(90)}
+
+
+def test_moments_are_in_the_gate():
+    labels = torch.zeros((2, 3, 4), dtype=torch.int32)
+    with recorded(component_statistics, 90) as launches:
+        component_statistics.launch_moments(labels, labels[:, 0, 0] + 1, 2)
+    assert len(launches) == 1
+    assert launches <= {of_case(case) for case in component_statistics.compile_cases(90)}

@@ -18,9 +18,7 @@ import scipy.ndimage
 import skimage.measure
 import torch
 from scipy.sparse import coo_array, csgraph
-from triton.backends.compiler import GPUTarget
-from triton.compiler import make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from specialisations import of_case, recorded
 
 from s2clip.kernels import connected_components, reference
 from s2clip.testing import checkerboard, comb, integers, layouts, snake, spiral
@@ -212,38 +210,19 @@ def test_all_ignored(device):
     assert count.tolist() == [0, 0]
 
 
-class Recorder:
-    """Stands for a kernel and keeps the keys under which Triton would look up or compile what it is launched with."""
-
-    backend = make_backend(GPUTarget("cuda", 90, 32))
-
-    def __init__(self, kernel):
-        settings = getattr(kernel, "kwargs", {"do_not_specialize": getattr(kernel, "do_not_specialize", None)})
-        function = JITFunction(kernel.fn, do_not_specialize=settings["do_not_specialize"])
-        self.bind = create_function_from_signature(function.signature, function.params, self.backend)
-        self.keys = set()
-
-    def __getitem__(self, grid):
-        return self.launch
-
-    def launch(self, *arguments, **keywords):
-        _, specialization, options = self.bind(*arguments, **keywords)
-        self.keys.add((*map(tuple, specialization), *sorted(options.items())))
-
-
-def test_sizes_compile_nothing(monkeypatch, device):
-    """500 sizes, batches, alignments and class counts: one compilation per kernel, dtype and choice of arguments."""
-    recorders = {}
-    for name, kernel in list(vars(connected_components).items()):
-        if name.endswith("_kernel") and name != "strip_kernel":
-            monkeypatch.setattr(connected_components, name, recorders.setdefault(name, Recorder(kernel)))
-    memory = torch.zeros(4 * 80 * 80 + 16, dtype=torch.int32, device=device)
-    for case in range(500):
-        batch, height, width = 1 + case % 4, 1 + case * 7 % 80, 1 + case * 13 % 79
-        maps = memory[case % 3 :][: batch * height * width].view(batch, height, width)
-        connected_components.launch_label(maps, 8, case % 20)
-    assert set(recorders) == {f"_{name}_kernel" for name in ("runs", "merge", "flatten", "scan", "relabel")}
-    assert {name: len(recorder.keys) for name, recorder in recorders.items()} == dict.fromkeys(recorders, 1)
+def test_sizes_compile_nothing():
+    """500 sizes, batches, alignments and ignored classes, and every other choice of arguments, are in the gate."""
+    for connectivity, dtype in [(4, torch.uint8), (8, torch.int32), (8, torch.int64)]:
+        memory = torch.zeros(4 * 80 * 80 + 16, dtype=dtype)
+        with recorded(connected_components, 90) as launches:
+            for step in range(500):
+                batch, height, width = 1 + step % 4, 1 + step * 7 % 80, 1 + step * 13 % 79
+                maps = memory[step % 3 :][: batch * height * width].view(batch, height, width)
+                connected_components.launch_label(maps, connectivity, 1 + step % 100)
+        assert sorted(launch.kernel for launch in launches) == [
+            f"_{name}_kernel" for name in ("flatten", "merge", "relabel", "runs", "scan")
+        ]
+        assert launches <= {of_case(case) for case in connected_components.compile_cases(90)}
 
 
 PTX = """
