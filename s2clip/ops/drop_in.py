@@ -31,8 +31,25 @@ def connected_components_with_stats(
 
 
 def _stats(labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """stats [number,5] and centroids [number,2] of labels 0..number−1; sums of integers, so the order plays no part."""
-    width = labels.shape[1]
+    """stats [number,5] and centroids [number,2] of labels 0..number−1."""
+    area, box, total = (_moments_by_kernel if labels.is_cuda else _moments)(labels, number)
+    left, top, right, bottom = box.unbind(1)
+    stats = torch.stack([left, top, right - left + 1, bottom - top + 1, area], 1)
+    absent = torch.tensor([-1, LARGEST, 0, 0, 0], device=labels.device)
+    stats = torch.where(area[:, None] > 0, stats, absent).to(torch.int32)
+    return stats, total.double() / area[:, None]
+
+
+def _moments_by_kernel(labels: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    from s2clip.kernels.component_statistics import launch_moments
+
+    count = torch.full((1,), number, dtype=torch.int32, device=labels.device)
+    return launch_moments(labels[None], count, number)
+
+
+def _moments(labels: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """area [number], box [number,4], (Σ x, Σ y) [number,2], int64: sums of integers, so the order plays no part."""
+    height, width = labels.shape
     row = labels.flatten().long()
     pixel = torch.arange(row.numel(), device=row.device)
     x, y = pixel % max(width, 1), pixel // max(width, 1)
@@ -40,17 +57,10 @@ def _stats(labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
     def reduce(values: Tensor, start: int, how: str) -> Tensor:
         return torch.full((number,), start, device=row.device).scatter_reduce_(0, row, values, how)
 
-    area, total_x, total_y = (reduce(values, 0, "sum") for values in (torch.ones_like(row), x, y))
-    left, top, right, bottom = (
-        reduce(x, LARGEST, "amin"),
-        reduce(y, LARGEST, "amin"),
-        reduce(x, -1, "amax"),
-        reduce(y, -1, "amax"),
-    )
-    stats = torch.stack([left, top, right - left + 1, bottom - top + 1, area], 1)
-    absent = torch.tensor([-1, LARGEST, 0, 0, 0], device=row.device)
-    stats = torch.where(area[:, None] > 0, stats, absent).to(torch.int32)
-    return stats, torch.stack([total_x, total_y], 1).double() / area[:, None]
+    area, *total = (reduce(values, 0, "sum") for values in (torch.ones_like(row), x, y))
+    low = [reduce(x, width, "amin"), reduce(y, height, "amin")]
+    high = [reduce(x, -1, "amax"), reduce(y, -1, "amax")]
+    return area, torch.stack([*low, *high], 1), torch.stack(total, 1)
 
 
 def get_connected_components(mask: Tensor) -> tuple[Tensor, Tensor]:
