@@ -298,7 +298,7 @@ def test_evaluate_json_holds_what_the_table_shows(run):
     assert document["dataset"] == "scenes"
     assert [row["method"] for row in document["rows"]] == ["clip", "s2clip"]
     for row in document["rows"]:
-        assert set(row) == {"method", "refine", "miou", "pixel_accuracy", "per_class", "ms_per_image"}
+        assert set(row) == {"method", "refine", "miou", "pixel_accuracy", "per_class", "ms_per_image", "ms_per_stage"}
         assert row["refine"] == "none"
         assert tuple(row["per_class"]) == scenes.CLASSES
         known = [iou for iou in row["per_class"].values() if iou is not None]
@@ -308,10 +308,28 @@ def test_evaluate_json_holds_what_the_table_shows(run):
     assert [row["per_class"] for row in again["rows"]] == [row["per_class"] for row in document["rows"]]
 
 
+def test_evaluate_prints_the_ablation_of_the_refinement(run):
+    arguments = ("evaluate", "scenes", "--refine", "none", "trident", "sam", "--ablate", "--limit", "2")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    *_, head, rule, none, trident, sam, components, box, mask, point = result.stdout.splitlines()
+    assert head.split()[:4] == ["method", "refine", "mIoU", "gain"]
+    assert head.split()[-5:] == ["sam_encoder", "components", "prompts", "decoder", "merge"]
+    assert set(rule) == {"-"}
+    assert none.split()[-5:] == ["-"] * 5
+    assert trident.split()[1:4] == [*sam.replace("sam", "trident", 1).split()[1:4]]  # the same mIoU and gain
+    for line, name in ((components, "components"), (box, "box"), (mask, "mask"), (point, "point")):
+        assert f"sam w/o {name}" in line
+        assert all(float(cell) >= 0 for cell in line.split()[-5:])
+    rows = json.loads(run("evaluate", "scenes", "--refine", "sam", "--limit", "1", "--json").stdout)["rows"]
+    assert [row["refine"] for row in rows] == ["sam"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["photos"], "'scenes'"),
+        (["scenes", "--ablate"], "--ablate needs --refine sam"),
         (["scenes", "--method", "magic"], "clip, maskclip"),
         (["scenes", "--refine", "magic"], "none"),
         (["scenes", "--limit", "0"], "limit: expected 1 to 10000, received 0"),
@@ -382,7 +400,7 @@ def test_the_program_in_processes_of_its_own(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
     def process(*command):
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
 
     module = (sys.executable, "-m", "s2clip")
     script = (os.path.join(os.path.dirname(sys.executable), "s2clip"),)
