@@ -23,9 +23,11 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps
 
 LOG2E = 1.4426950408889634
+# Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
+SIZES = ("words", "rows", "columns", "height", "width")
 
 
 class Configuration(NamedTuple):
@@ -43,28 +45,6 @@ def configuration(arch: int, *, scores: bool) -> Configuration:
 
 
 @triton.jit
-def _taps(position, out_size, in_size):
-    """(low, high, fraction) of F.interpolate(mode="bilinear", align_corners=False) along one axis."""
-    scale = in_size.to(tl.float32) / out_size.to(tl.float32)
-    source = tl.maximum((position.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
-    low = tl.minimum(source.to(tl.int32), in_size - 1)
-    high = tl.minimum(low + 1, in_size - 1)
-    return low, high, source - low.to(tl.float32)
-
-
-@triton.jit
-def _bilinear(plane, top, bottom, left, right, share_y, share_x, inside):
-    """[BLOCK] values of one plane; `top` and `bottom` are offsets of rows, `left` and `right` of columns."""
-    top_left = tl.load(plane + top + left, mask=inside, other=0.0).to(tl.float32)
-    top_right = tl.load(plane + top + right, mask=inside, other=0.0).to(tl.float32)
-    bottom_left = tl.load(plane + bottom + left, mask=inside, other=0.0).to(tl.float32)
-    bottom_right = tl.load(plane + bottom + right, mask=inside, other=0.0).to(tl.float32)
-    upper = top_left * (1.0 - share_x) + top_right * share_x
-    lower = bottom_left * (1.0 - share_x) + bottom_right * share_x
-    return upper * (1.0 - share_y) + lower * share_y
-
-
-@triton.jit
 def _streaming_softmax(value, largest, total):
     """One step of max and sum exp2(value - max) with a single exponential."""
     grows = value > largest
@@ -73,7 +53,7 @@ def _streaming_softmax(value, largest, total):
     return tl.where(grows, value, largest), total
 
 
-@triton.jit(do_not_specialize=["background", "words", "height", "width", "rows", "columns"])
+@triton.jit(do_not_specialize=["logits", "class_index", "labels", "confidence", "background", *SIZES])
 def _classify_pixels_kernel(
     logits,
     class_index,
@@ -92,8 +72,8 @@ def _classify_pixels_kernel(
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < height * width
-    top, bottom, share_y = _taps(pixel // width, height, rows)
-    left, right, share_x = _taps(pixel % width, width, columns)
+    top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
+    left, right, share_x = bilinear_taps(pixel % width, width, columns)
     top = top * columns
     bottom = bottom * columns
     plane = logits + image * words * rows * columns
@@ -103,7 +83,7 @@ def _classify_pixels_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     finite = pixel >= 0
     for word in range(0, words):
-        value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
         plane += rows * columns
         finite = finite & (tl.abs(value) < float("inf"))
         index = tl.load(class_index + word).to(tl.int32)
@@ -118,7 +98,7 @@ def _classify_pixels_kernel(
     tl.store(confidence + out, tl.where(finite, score, float("nan")), mask=inside)
 
 
-@triton.jit(do_not_specialize=["words", "classes", "height", "width", "rows", "columns"])
+@triton.jit(do_not_specialize=["logits", "word_order", "class_start", "scores", "classes", *SIZES])
 def _class_scores_kernel(
     logits,
     word_order,
@@ -137,8 +117,8 @@ def _class_scores_kernel(
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < height * width
-    top, bottom, share_y = _taps(pixel // width, height, rows)
-    left, right, share_x = _taps(pixel % width, width, columns)
+    top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
+    left, right, share_x = bilinear_taps(pixel % width, width, columns)
     top = top * columns
     bottom = bottom * columns
     planes = logits + image * words * rows * columns
@@ -147,7 +127,7 @@ def _class_scores_kernel(
     finite = pixel >= 0
     plane = planes
     for _ in range(0, words):
-        value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
         plane += rows * columns
         finite = finite & (tl.abs(value) < float("inf"))
         largest, total = _streaming_softmax(value * scale_log2e, largest, total)
@@ -156,7 +136,7 @@ def _class_scores_kernel(
         score = tl.zeros([BLOCK], tl.float32)
         for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
             plane = planes + tl.load(word_order + position) * rows * columns
-            value = _bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+            value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
             score = tl.maximum(score, tl.exp2(value * scale_log2e - largest) / total)
         tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
         out += height * width
@@ -194,6 +174,7 @@ def launch(
         background,
         BLOCK=block,
         num_warps=warps,
+        num_stages=1,
         enable_fp_fusion=False,  # equal logits of two words must stay equal, and round as F.interpolate's
     )
     return labels, confidence
@@ -226,6 +207,7 @@ def launch_scores(
         scale * LOG2E,
         BLOCK=block,
         num_warps=warps,
+        num_stages=1,
         enable_fp_fusion=False,
     )
     return scores
@@ -233,7 +215,7 @@ def launch_scores(
 
 def compile_cases(arch: int) -> Iterator[Case]:
     """Every configuration shipped for `arch`."""
-    sizes = dict.fromkeys(("words", "rows", "columns", "height", "width"), "i32")
+    sizes = dict.fromkeys(SIZES, "i32")
     floats = {"scale_log2e": "fp32"}
     for pointer in ("*fp16", "*bf16", "*fp32"):
         decided = {"class_index": "*i64", "labels": "*i32", "confidence": "*fp32"}
@@ -244,7 +226,7 @@ def compile_cases(arch: int) -> Iterator[Case]:
             {"logits": pointer, **decided, **sizes, **floats, "threshold": "fp32", "background": "i32"},
             {"BLOCK": block},
             num_warps=warps,
-            aligned=("logits", *decided),
+            num_stages=1,
             enable_fp_fusion=False,
         )
         listed = {"word_order": "*i64", "class_start": "*i32", "scores": pointer}
@@ -255,6 +237,6 @@ def compile_cases(arch: int) -> Iterator[Case]:
             {"logits": pointer, **listed, **sizes, **floats, "classes": "i32"},
             {"BLOCK": block},
             num_warps=warps,
-            aligned=("logits", *listed),
+            num_stages=1,
             enable_fp_fusion=False,
         )

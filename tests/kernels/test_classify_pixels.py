@@ -6,6 +6,7 @@ programs, so its arithmetic is the GPU's but for the last bit of exp2.
 
 import pytest
 import torch
+from specialisations import of_case, recorded
 from torch.nn import functional as F
 
 from s2clip.kernels import classify_pixels, reference
@@ -121,3 +122,19 @@ def test_resize_is_torch_interpolate():
     scores = classify_pixels.launch_scores(logits, (23, 16), 1.0, torch.tensor([0, 1]), 2)
     resized = F.interpolate(logits[:, :1].double(), (23, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(scores[:, :1].double().logit(), resized, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_500_image_sizes_compile_once(dtype):
+    """Whatever the sizes, the alignment of the inputs and the counts of words, classes and images."""
+    with recorded(classify_pixels, 90) as launches:
+        for case in range(500):
+            size = (1 + 7 * case % 300, 1 + 13 * case % 301)
+            shape = (1 + case % 3, 1 + case % 21, 1 + case % 9, 1 + case % 31)
+            count = shape[0] * shape[1] * shape[2] * shape[3]
+            logits = torch.empty(count + 5, dtype=dtype)[case % 5 :][:count].view(shape)
+            words = torch.zeros(shape[1] + 1, dtype=torch.int64)[case % 2 :][: shape[1]]
+            classify_pixels.launch(logits, size, SCALE, words, 1, 0.1, case % 17)
+            classify_pixels.launch_scores(logits, size, SCALE, words, 1)
+    assert sorted(launch.kernel for launch in launches) == ["_class_scores_kernel", "_classify_pixels_kernel"]
+    assert launches <= {of_case(case) for case in classify_pixels.compile_cases(90)}
