@@ -22,7 +22,7 @@ before = state()
 {statement}
 assert state() == before, "global state changed"
 assert not torch.cuda.is_initialized(), "a GPU was touched"
-loaded = [name for name in sys.modules if name.split(".")[0] == "triton"]
+loaded = [name for name, module in sys.modules.items() if module and name.split(".")[0] == "triton"]
 assert not loaded, loaded[:3]
 """
 
