@@ -22,6 +22,10 @@ import triton.language as tl
 from s2clip.kernels.inspect import Case
 from s2clip.kernels.tiles import architecture
 
+FIGURES = ("mean", "deviation", "largest", "entropy")
+# Rows end where they end, so no multiple of 16 would widen an access; that one stride is 1 is what TOKENS says.
+RUN_TIME = ["features", *FIGURES, "channels", "positions", "stride_image", "stride"]
+
 
 class Configuration(NamedTuple):
     """Channels and positions of a tile, and warps."""
@@ -41,7 +45,7 @@ def _maximum(x, y):
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit(do_not_specialize=["positions", "channels"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def _moments_kernel(
     features,
     mean,
@@ -50,8 +54,8 @@ def _moments_kernel(
     channels,
     positions,
     stride_image,
-    stride_channel,
-    stride_position,
+    stride,
+    TOKENS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -59,19 +63,21 @@ def _moments_kernel(
     image = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
-    plane = features + image * stride_image + c.to(tl.int64)[:, None] * stride_channel
+    step_c = 1 if TOKENS else stride
+    step_n = stride if TOKENS else 1
+    plane = features + image * stride_image + c.to(tl.int64)[:, None] * step_c
     total = tl.zeros([BLOCK_C], tl.float32)
     top = tl.full([BLOCK_C, BLOCK_N], float("-inf"), tl.float32)
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
         total += tl.sum(x, axis=1)
         top = _maximum(top, tl.where(inside, x, float("-inf")))
     centre = total / positions
     squares = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
         away = tl.where(inside, x - centre[:, None], 0.0)
         squares += tl.sum(away * away, axis=1)
     out = image * channels + c
@@ -80,7 +86,7 @@ def _moments_kernel(
     tl.store(largest + out, tl.reduce(top, 1, _maximum), mask=c < channels)
 
 
-@triton.jit(do_not_specialize=["positions", "channels"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def _entropy_kernel(
     features,
     mean,
@@ -90,8 +96,8 @@ def _entropy_kernel(
     channels,
     positions,
     stride_image,
-    stride_channel,
-    stride_position,
+    stride,
+    TOKENS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -109,11 +115,13 @@ def _entropy_kernel(
     centre = tl.load(mean + own, mask=c < channels, other=0.0)
     inverse = 1.0 / (tl.load(deviation + own, mask=c < channels, other=0.0) + epsilon)
     top = (tl.load(largest + own, mask=c < channels, other=0.0) - centre) * inverse
-    plane = features + image * stride_image + c.to(tl.int64)[:, None] * stride_channel
+    step_c = 1 if TOKENS else stride
+    step_n = stride if TOKENS else 1
+    plane = features + image * stride_image + c.to(tl.int64)[:, None] * step_c
     total = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
         exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
         total += tl.sum(tl.exp(tl.where(inside, exponent, float("-inf"))), axis=1)
     share = 1.0 / (total + epsilon)
@@ -121,7 +129,7 @@ def _entropy_kernel(
     surprise = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, positions, BLOCK_N):
         inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * stride_position, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
         exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
         power = tl.exp(tl.where(inside, exponent, float("-inf")))
         probability = _maximum(power * share[:, None], epsilon)
@@ -131,7 +139,7 @@ def _entropy_kernel(
     tl.store(entropy + own, (mass * tl.log(mass) - surprise) / mass, mask=c < channels)
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit(do_not_specialize=["entropy", "result", "channels"])
 def _average_kernel(entropy, result, channels, BLOCK: tl.constexpr):
     image = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
@@ -151,14 +159,16 @@ def launch(features: torch.Tensor) -> torch.Tensor:
     result = torch.empty(batch, dtype=torch.float32, device=features.device)
     if features.numel() == 0:
         return result.zero_()
-    if features.stride(2) != width * features.stride(3):
+    if features.stride(2) != width * features.stride(3) or 1 not in (features.stride(1), features.stride(3)):
         features = features.contiguous()
+    tokens = features.stride(3) != 1
     positions = height * width
     block_c, block_n, warps = configuration(architecture(features.device))
     mean, deviation, largest, entropy = torch.empty((4, batch, channels), dtype=torch.float32, device=features.device)
     grid = (triton.cdiv(channels, block_c), batch)
-    strides = (features.stride(0), features.stride(1), features.stride(3))
-    tiles = {"BLOCK_C": block_c, "BLOCK_N": block_n, "num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}
+    strides = (features.stride(0), features.stride(3 if tokens else 1))
+    tiles = {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n}
+    tiles |= {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}
     _moments_kernel[grid](features, mean, deviation, largest, channels, positions, *strides, **tiles)
     _entropy_kernel[grid](features, mean, deviation, largest, entropy, channels, positions, *strides, **tiles)
     _average_kernel[(batch,)](
@@ -168,26 +178,19 @@ def launch(features: torch.Tensor) -> torch.Tensor:
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Every configuration shipped for `arch`; both memory orders, as Triton compiles a stride of 1 on its own."""
+    """Every configuration shipped for `arch`, for both memory orders."""
     block_c, block_n, warps = configuration(arch)
-    figures = ("mean", "deviation", "largest")
-    sizes = {"channels": "i32", "positions": "i32", "stride_image": "i64"}
     for pointer in ("*fp16", "*bf16", "*fp32"):
-        for order, one, other in (
-            ("maps", "stride_position", "stride_channel"),
-            ("tokens", "stride_channel", "stride_position"),
-        ):
-            shared = {"features": pointer, **dict.fromkeys(figures, "*fp32"), **sizes, other: "i32"}
-            constants = {"BLOCK_C": block_c, "BLOCK_N": block_n, one: 1}
-            for kernel, more in ((_moments_kernel, {}), (_entropy_kernel, {"entropy": "*fp32"})):
+        for tokens in (False, True):
+            for kernel in (_moments_kernel, _entropy_kernel):
+                kinds = {"features": pointer} | dict.fromkeys(FIGURES, "*fp32")
                 yield Case(
                     kernel,
-                    f"{pointer[1:]} {order}",
-                    {**shared, **more},
-                    constants,
+                    f"{pointer[1:]} {'tokens' if tokens else 'maps'}",
+                    {name: kinds.get(name, "i32") for name in RUN_TIME if name in kernel.arg_names},
+                    {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n},
                     warps,
                     2,
-                    ("features", *figures, *more, "stride_image", other),
                 )
     yield Case(
         _average_kernel,
@@ -196,5 +199,4 @@ def compile_cases(arch: int) -> Iterator[Case]:
         {"BLOCK": AVERAGE_BLOCK},
         4,
         1,
-        ("entropy", "result"),
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from specialisations import of_case, recorded
 
 from s2clip.kernels import reference, spatial_entropy
 from s2clip.testing import assert_within_budget, normal
@@ -59,3 +60,18 @@ def test_non_finite_map_has_entropy_zero_and_disturbs_no_other(bad):
 def test_empty():
     assert spatial_entropy.launch(torch.zeros(0, 3, 4, 4)).shape == (0,)
     assert torch.equal(spatial_entropy.launch(torch.zeros(2, 0, 4, 4)), torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_500_map_sizes_compile_once_per_memory_order(dtype):
+    """Whatever the sizes, channels and alignment; 1x1 maps and single channels included."""
+    with recorded(spatial_entropy, 90) as launches:
+        for case in range(500):
+            batch, channels, height, width = 1 + case % 3, 1 + case % 50, 1 + case % 23, 1 + case % 29
+            maps = torch.empty(batch, channels, height, width + case % 2, dtype=dtype)[..., :width]
+            tokens = torch.empty(batch, height * width + 1, channels, dtype=dtype)[:, 1:]
+            spatial_entropy.launch(maps)
+            spatial_entropy.launch(tokens.mT.unflatten(2, (height, width)))
+    names = sorted(launch.kernel for launch in launches)
+    assert names == ["_average_kernel", *2 * ["_entropy_kernel"], *2 * ["_moments_kernel"]]
+    assert launches <= {of_case(case) for case in spatial_entropy.compile_cases(90)}
