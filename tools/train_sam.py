@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from scene_pool import crop, scene_pool
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from s2clip.backbones.tiny_file import write_model
+from s2clip.backbones.tiny_file import read_tensors, write_model
 from s2clip.backbones.tiny_sam import build_sam
 from s2clip.scenes import CLASSES, FIRST_TRAINING_SEED
 
@@ -68,13 +67,13 @@ ASPECTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 3000
+    steps: int = 4500
     batch: int = 8
     prompts: int = 5  # per scene
     scenes: int = 8000
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    warm_up: int = 150  # steps; then the rate falls with 1/sqrt(step), so that a longer run begins like a shorter one
+    warm_up: int = 100  # steps; then the rate falls to 0 along a line
     average: float = 0.99  # of the weights that are saved, over steps
     seed: int = 0
 
@@ -111,9 +110,9 @@ def sample_batch(images: Tensor, labels: Tensor, settings: Settings, sam: Sam, g
         truth,
         len(CLASSES),
         cell=int(generator.choice([3, 4, 6, 8, 12])),
-        sharpness=generator.uniform(4, 10),
-        noise=generator.uniform(0, 1.5),
-        drift=generator.uniform(0, 2),
+        sharpness=generator.uniform(4.5, 10),
+        noise=generator.uniform(0, 1.2),
+        drift=generator.uniform(0, 1.5),
         missing=0.08,
     )
     index, boxes, points, classes, targets = [], [], [], [], []
@@ -206,12 +205,16 @@ def prepare(sam: Sam) -> None:
         first.bias.mul_(0.1)
 
 
-def train(settings: Settings, output: Path, cache: Path | None, minutes: float, save_every: int) -> None:
+def train(
+    settings: Settings, output: Path, cache: Path | None, initial: Path | None, minutes: float, save_every: int
+) -> None:
     torch.manual_seed(settings.seed)
     generator = np.random.default_rng(settings.seed)
     images, labels = scene_pool(FIRST_TRAINING_SEED, settings.scenes, cache=cache)
     sam = build_sam(ARCHITECTURE)
     prepare(sam)
+    if initial:
+        sam.load_state_dict(read_tensors(initial))
     average = copy.deepcopy(sam).requires_grad_(False)
     optimizer = torch.optim.AdamW(sam.parameters(), weight_decay=settings.weight_decay, betas=(0.9, 0.98))
     combinations = list(COMBINATIONS)
@@ -219,7 +222,7 @@ def train(settings: Settings, output: Path, cache: Path | None, minutes: float, 
     start, seen, recent = time.perf_counter(), 0, []
     for step in range(settings.steps):
         spent = (time.perf_counter() - start) / 60
-        schedule = min((step + 1) / settings.warm_up, math.sqrt(settings.warm_up / (step + 1)))
+        schedule = min((step + 1) / settings.warm_up, 1.01 - max(step / settings.steps, min(1.0, spent / minutes)))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule
         batch = sample_batch(images, labels, settings, sam, generator)
@@ -254,16 +257,15 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--cache", type=Path, help="folder to keep generated scenes in")
-    parser.add_argument("--minutes", type=float, default=1e9, help="save and stop after this time")
+    parser.add_argument("--initial", type=Path, help="file to start from")
+    parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule, save and stop by this time")
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     options = vars(parser.parse_args())
-    output, cache, minutes, save_every, threads = (
-        options.pop(k) for k in ("output", "cache", "minutes", "save_every", "threads")
-    )
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.pop("threads"))
+    files = {key: options.pop(key) for key in ("output", "cache", "initial", "minutes", "save_every")}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    train(Settings(**options), output, cache, minutes, save_every)
+    train(Settings(**options), **files)
 
 
 if __name__ == "__main__":
