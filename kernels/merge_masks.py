@@ -63,12 +63,13 @@ def _axis_taps(position, out_size, valid, padded, side, MERGED: tl.constexpr):
     second = (1.0 - share) * low_share
     third = share * (1.0 - next_share)
     fourth = share * next_share
+    taps, weights = (low, high, next_low, next_high), (first, second, third, fourth)
     if MERGED:
         same = next_low == low
         first += tl.where(same, third, 0.0)
         second += tl.where(same, 0.0, third)
-        return (low, high, next_high), (first, second, fourth)
-    return (low, high, next_low, next_high), (first, second, third, fourth)
+        taps, weights = (low, high, next_high), (first, second, fourth)
+    return taps, weights
 
 
 @triton.jit

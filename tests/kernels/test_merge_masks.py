@@ -6,6 +6,7 @@ product and no memory shared between programs; its arithmetic is the GPU's but f
 
 import pytest
 import torch
+from specialisations import of_case, recorded
 from torch.nn import functional as F
 
 from s2clip.kernels import merge_masks, reference
@@ -279,3 +280,20 @@ def test_shipped_tiles(monkeypatch):
     expected, expected_score = reference.merge_masks(*arguments)
     assert torch.equal(labels, expected)
     torch.testing.assert_close(score, expected_score, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_500_image_sizes_compile_once(dtype):
+    """Whatever the sizes, the alignment of the inputs and the counts of regions, classes and images."""
+    with recorded(merge_masks, 90) as launches:
+        for case in range(500):
+            height, width = 1 + 7 * case % 300, 1 + 13 * case % 301
+            regions, batch, classes = 1 + case % 40, 1 + case % 3, 1 + case % 21
+            masks = torch.empty(regions * 256 + 5, dtype=dtype)[case % 5 :][: regions * 256].view(regions, 16, 16)
+            scores = torch.empty(batch, classes, 1 + height // 2, 1 + width // 2, dtype=dtype)
+            index = torch.empty(2, regions, dtype=torch.int64)
+            valid = (1 + case % 64, 64) if case % 2 else (64, 1 + case % 64)
+            labels = torch.empty(batch, height, width, dtype=torch.int32)
+            merge_masks.launch(masks, *index, scores, labels, valid, 64)
+    assert sorted(launch.kernel for launch in launches) == ["_merge_kernel", "_survey_kernel"]
+    assert launches <= {of_case(case) for case in merge_masks.compile_cases(90)}
