@@ -65,7 +65,7 @@ def configuration(arch: int, positions: int, dtype: torch.dtype) -> Configuratio
     return Configuration(128, 64, 8, 3, 128, 128, 64, 8, 3)
 
 
-@triton.jit(do_not_specialize=["positions", "stride_image"])
+@triton.jit(do_not_specialize=["positions", "stride_image", "weights", "maps"])
 def _unit_rows_kernel(
     feature,
     unit,
@@ -124,7 +124,7 @@ def _mean_kernel(
     tl.store(mean_parts + image * tl.num_programs(0) + part, tl.sum(column * column, axis=0))
 
 
-@triton.jit(do_not_specialize=["positions", "parts", "row_start", "row_stop"])
+@triton.jit(do_not_specialize=["positions", "mean_parts", "parts", "row_start", "row_stop"])
 def _affinity_kernel(
     unit,
     mean_parts,
@@ -198,6 +198,12 @@ def _affinity_kernel(
             tl.store(mirror + local[:, None] * pitch + local[None, :], tl.trans(p), mask=inside)
 
 
+@triton.jit
+def _positive(row_sum):
+    """Rows past the last have no sum. One use of row_sum, not two: Triton 3.6 fails on a loop's sum used twice."""
+    return tl.maximum(row_sum, 1.1754943508222875e-38, propagate_nan=tl.PropagateNan.ALL)
+
+
 @triton.jit(do_not_specialize=["rows", "height", "width", "value_height", "value_width", "taps_y", "taps_x"])
 def _fold_kernel(
     affinity,
@@ -224,7 +230,7 @@ def _fold_kernel(
     for start in range(0, positions, BLOCK_M):
         inside = (i[:, None] < rows) & (start + k[None, :] < positions)
         row_sum += tl.sum(tl.load(row + start + k[None, :], mask=inside, other=0.0).to(tl.float32), axis=1)
-    inverse = 1.0 / tl.where(row_sum == 0.0, 1.0, row_sum)  # rows past the last have no sum
+    inverse = 1.0 / _positive(row_sum)
     scale_y = value_height.to(tl.float32) / height.to(tl.float32)
     scale_x = value_width.to(tl.float32) / width.to(tl.float32)
     for start in range(0, value_height * value_width, BLOCK_M):
@@ -302,7 +308,7 @@ def _mix_kernel(
         if NORMALISE:
             row_sum += tl.sum(p.to(tl.float32), axis=1)
     if NORMALISE:
-        accumulator = accumulator / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]  # rows past the last have no sum
+        accumulator = accumulator / _positive(row_sum)[:, None]
     tl.store(
         out + image * out_image_stride + i[:, None] * value_channels + d[None, :],
         accumulator.to(out.dtype.element_ty),
@@ -566,7 +572,7 @@ def compile_cases(arch: int) -> Iterator[Case]:
                     },
                     tiles.affinity_warps,
                     tiles.affinity_stages,
-                    ("unit", "mean_parts", "affinity", "unit_channels", "pitch"),
+                    ("unit", "affinity", "unit_channels", "pitch"),
                 )
             for normalise in (True, False):
                 yield Case(

@@ -5,8 +5,11 @@ tensor cores' products of half precision (bf16 tiles are cast to fp32 here), nor
 to find: every element of every buffer has one writer).
 """
 
+from collections import Counter
+
 import pytest
 import torch
+from specialisations import recorded
 from torch.nn import functional as F
 
 from s2clip.kernels import affinity_attention, reference
@@ -157,3 +160,24 @@ def test_the_identities_behind_the_kernel():
     resize = F.interpolate(torch.eye(6, dtype=torch.float64).view(6, 1, 2, 3), (5, 6), mode="bilinear").flatten(1).T
     value = torch.randn(6, 4, dtype=torch.float64)
     torch.testing.assert_close(shifted @ (resize @ value), (shifted @ resize) @ value)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_500_map_sizes_compile_each_kernel_at_most_three_times(dtype, ratio):
+    """Batches, maps and sizes vary; channels are those of a model. Both buckets of tiles, whole maps and strips."""
+    value = torch.empty(1, dtype=dtype, device="meta")
+    with recorded(affinity_attention, 90) as launches:
+        for case in range(500):
+            batch, height, width, maps = 1 + case % 3, 1 + case % 83, 1 + case % 67, 1 + case % 6
+            if case >= 490:
+                height, width = 130 + case % 5, 129 + case % 3
+            tokens = torch.empty(batch, 1 + height * width, 48, dtype=dtype, device="meta")[:, 1:]
+            features = [tokens.unflatten(1, (height, width))] * maps
+            value = torch.empty(batch, -(-height // ratio), -(-width // ratio), 64, dtype=dtype, device="meta")
+            weights = torch.empty(batch, maps, device="meta")
+            mean = torch.empty(batch, device="meta") if case % 2 else None
+            affinity_attention.launch(features, value, weights, 1.2, 3.0, mean)
+    counts = Counter(launch.kernel for launch in launches)
+    assert len(counts) == (5 if ratio == 2 else 4)
+    assert max(counts.values()) <= 3, counts
