@@ -1,5 +1,6 @@
 """`Segmenter`: pictures and class names in, label maps out."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -305,6 +306,15 @@ class Segmenter:
             settings=self.settings,
         )
         return _with_refined(coarse, refined, {})
+
+    def with_refinement(self, **options: Any) -> "Segmenter":
+        """The same models with other fields of `Refinement`, `use_box=False`."""
+        if self.refiner is None:
+            raise ValueError("with_refinement: expected a Segmenter with refine='sam' or 'trident'")
+        other = copy.copy(self)
+        other.__dict__.pop("settings", None)
+        other.refiner = self.refiner.with_settings(**options)
+        return other
 
     def _segment_in_turn(self, encoded: Sequence[Encoded]) -> Iterator[Result]:
         """Results in order; the regions of all pictures share SAM's decoder where pictures are mixed at all."""

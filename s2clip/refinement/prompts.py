@@ -80,22 +80,9 @@ def find_regions(labels: Tensor, scores: ScoreMaps, settings: Refinement) -> Reg
         numbered, _ = ops.label_components(class_map, ignore_index=unknown)
     else:
         numbered = torch.where(class_map == unknown, 0, class_map + 1)
-    # Labels are at most as many as pixels, which is known without asking the device.
-    slots = max(numbered.numel(), unknown) + 1
-    pixels = numbered.flatten().long()
-    area = torch.zeros(slots, dtype=torch.int32, device=pixels.device)
-    area.scatter_add_(0, pixels, torch.ones_like(pixels, dtype=torch.int32))
-    class_of = torch.full((slots,), unknown, dtype=torch.int64, device=pixels.device)
-    class_of.scatter_(0, pixels, class_map.flatten().long())
-    reached = torch.cat([peak >= settings.coarse_threshold, torch.zeros_like(peak[:1], dtype=torch.bool)])
-    kept = (area >= max(settings.minimal_area, 1)) & reached[class_of]
-    kept[0] = False
-    counts = torch.zeros(unknown + 1, dtype=torch.int64, device=pixels.device)
-    counts.scatter_add_(0, class_of, kept.long())
-    renumbered = torch.where(kept, kept.cumsum(0), 0).to(torch.int32)
-    numbered = renumbered[pixels].view(class_map.shape)
+    numbered, counts = drop_regions(numbered, class_map, peak >= settings.coarse_threshold, settings.minimal_area)
 
-    *per_class, sound = torch.cat([counts[:unknown], sound.long()[None]]).tolist()
+    *per_class, sound = torch.cat([counts, sound.long()[None]]).tolist()
     if not sound:
         reject("scores", "finite class scores", "NaN or infinity")
     classes = tuple(index for index, count in enumerate(per_class) if count)
@@ -108,6 +95,27 @@ def find_regions(labels: Tensor, scores: ScoreMaps, settings: Refinement) -> Reg
     order = found.class_index.argsort(stable=True)
     components = Components(*(column[order] for column in found))
     return Regions(components, numbered, classes, tuple(per_class[index] for index in classes))
+
+
+def drop_regions(labels: Tensor, class_map: Tensor, allowed: Tensor, minimal_area: int) -> tuple[Tensor, Tensor]:
+    """Regions of a class that is not allowed [K], or of a smaller area, become 0, the others 1..R in the same order.
+
+    labels, class_map [h,w], the same class (0..K−1, K outside) under each label. Returns labels int32 [h,w] and the
+    number of regions per class, int64 [K], on the device.
+    """
+    classes = len(allowed)
+    # There are at most as many labels as pixels (or classes): known without asking the device.
+    slots = max(labels.numel(), classes) + 1
+    pixels = labels.flatten().long()
+    area = torch.zeros(slots, dtype=torch.int32, device=pixels.device)
+    area.scatter_add_(0, pixels, torch.ones_like(area[:1]).expand_as(pixels))
+    class_of = torch.full((slots,), classes, dtype=torch.int64, device=pixels.device)
+    class_of.scatter_(0, pixels, class_map.flatten().long())
+    kept = (area >= max(minimal_area, 1)) & torch.cat([allowed, torch.zeros_like(allowed[:1])])[class_of]
+    kept[0] = False
+    counts = torch.zeros(classes + 1, dtype=torch.int64, device=pixels.device).scatter_add_(0, class_of, kept.long())
+    renumbered = torch.where(kept, kept.cumsum(0, dtype=torch.int32), 0)
+    return renumbered[pixels].view(labels.shape), counts[:classes]
 
 
 def make_prompts(

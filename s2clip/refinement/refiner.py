@@ -43,6 +43,10 @@ class Refiner:
             "refinement": dataclasses.asdict(self.settings),
         }
 
+    def with_settings(self, **options: Any) -> "Refiner":
+        """The same SAM with some settings replaced."""
+        return Refiner(self.sam, dataclasses.replace(self.settings, **options), refine=self.refine, name=self.name)
+
     @torch.inference_mode()
     def embed(self, picture: Tensor) -> Embedding:
         """uint8 [3,H,W] → SAM's embedding: nearly all of the stage's cost."""

@@ -69,17 +69,20 @@ def refine(
             prompts.append(make_prompts(*found[-1], size, frame, side, settings, image_index=image))
     with watch("decoder"):
         together = _together(prompts)
+        prompts.clear()  # as large as the masks
         features = torch.cat([embedding.features for embedding in embeddings])
         logits, predicted_iou = decode(sam, features, together, faithful=settings.faithful)
+        del together, features
         accepted = (predicted_iou > settings.sam_iou_threshold) & logits.isfinite().flatten(1).all(1)
+        logits = torch.where(accepted[:, None, None], logits, NEVER)
     refined = []
     with watch("merge"):
-        lengths = [len(one) for one in prompts]
+        lengths = [len(regions) for regions, _ in found]
         split = (column.split(lengths) for column in (logits, predicted_iou, accepted))
         for (regions, source), embedding, coarse, own_logits, own_iou, own_accepted in zip(
             found, embeddings, labels, *split, strict=True
         ):
-            merged, score = merge(coarse, regions, source, own_logits, own_accepted, embedding.input_size, frame)
+            merged, score = merge(coarse, regions, source, own_logits, embedding.input_size, frame)
             if not settings.faithful:
                 stays = in_failed(regions, own_accepted, coarse.shape)
                 merged, score = torch.where(stays, coarse, merged), score.masked_fill(stays, 0)
@@ -106,35 +109,39 @@ def merge(
     regions: Regions,
     scores: ScoreMaps,
     logits: Tensor,
-    accepted: Tensor,
     input_size: tuple[int, int],
     frame: int,
 ) -> tuple[Tensor, Tensor]:
-    """`ops.merge_masks` over a few classes at a time: (labels [H,W], score [H,W]).
+    """`ops.merge_masks` of all logits [R,m,m] over a few classes at a time: (labels [H,W], score [H,W]).
 
     A later group wins where its Q is larger, so that the first class wins ties as it would in one call.
     """
     best = torch.zeros(coarse.shape, device=coarse.device)
-    merged = coarse
-    logits = torch.where(accepted[:, None, None], logits, NEVER)
+    merged = coarse.to(torch.int32, copy=True)  # in place from here: a map of 2048x1024 is 8 MB
     first = 0
-    for group in scores.chunks(range(len(regions.classes)), scores.fine_size):
-        counts = torch.tensor([regions.counts[index] for index in group])
-        position = torch.arange(len(group)).repeat_interleave(counts).to(coarse.device, non_blocking=True)
+    for group in scores.chunks(regions.classes, scores.fine_size):
+        position = {index: row for row, index in enumerate(group)}
+        rows = [
+            position[index]
+            for index, count in zip(regions.classes, regions.counts, strict=True)
+            if index in position
+            for _ in range(count)
+        ]
+        rows = torch.tensor(rows).to(coarse.device, non_blocking=True)
         labels, score = ops.merge_masks(
-            logits[first : first + len(position)],
-            position,
-            torch.zeros_like(position),
-            scores.fine([regions.classes[index] for index in group])[None],
+            logits[first : first + len(rows)],
+            rows,
+            torch.zeros_like(rows),
+            scores.fine(group)[None],
             coarse[None],
             input_size=input_size,
             padded_size=frame,
         )
-        names = torch.tensor([regions.classes[index] for index in group]).to(coarse, non_blocking=True)
-        better = score[0] > best
-        merged = torch.where(better, names[labels[0].long().clamp(0, len(group) - 1)], merged)
-        best = torch.where(better, score[0], best)
-        first += len(position)
+        first += len(rows)
+        names = torch.tensor(group, dtype=torch.int32).to(coarse.device, non_blocking=True)
+        names = names.index_select(0, labels.clamp_(0, len(group) - 1).flatten()).view(coarse.shape)
+        torch.where(score[0] > best, names, merged, out=merged)
+        torch.where(score[0] > best, score[0], best, out=best)  # not the maximum: NaN never wins
     return merged, best
 
 

@@ -1,6 +1,7 @@
 """What the refinement may be, by name, and its numbers as one value."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,10 @@ class Refinement:
             if isinstance(field.default, bool):
                 if not isinstance(value, bool):
                     reject(f"Refinement.{field.name}", "True or False", repr(value))
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                reject(f"Refinement.{field.name}", "a number of at least 0", repr(value))
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+                reject(f"Refinement.{field.name}", "a finite number", repr(value))
+            elif field.name != "sam_iou_threshold" and value < 0:  # SAM's estimate of an IoU has no bounds
+                reject(f"Refinement.{field.name}", "a number of at least 0", value)
         if self.coarse_threshold > 1:
             reject("Refinement.coarse_threshold", "0 to 1", self.coarse_threshold)
         if not (self.use_box or self.use_point or self.use_mask):

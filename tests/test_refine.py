@@ -1,0 +1,486 @@
+"""SAM refinement on small random weights: equal to the published way, any number of pictures, bad input, memory."""
+
+import logging
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import picture, small_clip, small_sam, small_vfm
+
+from s2clip import ops
+from s2clip.backbones.sam import SamFeatures, encode_images, input_size
+from s2clip.errors import MissingExtraError, RefinementError
+from s2clip.methods import get_method
+from s2clip.refinement import decoder, prompts, sam, scores
+from s2clip.refinement.prompts import Prompts, find_regions, make_prompts
+from s2clip.refinement.refiner import Refiner, load_refiner
+from s2clip.refinement.sam import Embedding
+from s2clip.refinement.scores import DenseScores, LogitScores, half_size
+from s2clip.refinement.settings import Refinement, resolve_settings
+from s2clip.segmenter import Segmenter
+
+CLASSES = 6
+SIZES = [(50, 71), (64, 64), (37, 20), (91, 60)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_sam()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scene(size, seed, classes=CLASSES):
+    """(coarse labels [H,W], scores [K,H,W]) of blobs."""
+    logits = 3 * F.interpolate(normal(1, classes, 6, 7, seed=seed), size, mode="bilinear")[0]
+    probability = logits.softmax(0)
+    return probability.argmax(0), probability
+
+
+def embedding(size, seed, frame=64):
+    return Embedding(normal(1, 16, 8, 8, seed=seed), input_size(size, frame))
+
+
+def run(model, pictures, refine="sam", **options):
+    """Refine [(embedding, labels, scores), ...]."""
+    refiner = Refiner(model, Refinement(**{"minimal_area": 6, **options}), refine=refine)
+    embeddings, labels, maps = zip(*pictures, strict=True)
+    return refiner(embeddings, labels, [DenseScores(one) if isinstance(one, torch.Tensor) else one for one in maps])
+
+
+def assert_equal(ours, published):
+    """Regions to the bit, their mean score to the rounding of a sum; labels but for ties."""
+    for name in ("class_index", "area", "box", "point"):
+        assert torch.equal(getattr(ours.regions, name), getattr(published.regions, name)), name
+    torch.testing.assert_close(ours.regions.score, published.regions.score, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.predicted_iou, published.predicted_iou, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours.accepted, published.accepted)
+    torch.testing.assert_close(ours.score, published.score, atol=1e-4, rtol=0)
+    assert ((ours.labels == published.labels) | ((ours.score - published.score).abs() < 1e-4)).all()
+    assert (ours.labels != published.labels).float().mean() < 2e-3
+
+
+VARIANTS = {
+    "default": {},
+    "faithful": {"faithful": True},
+    "no coarse threshold": {"coarse_threshold": 0.0},
+    "high coarse threshold": {"coarse_threshold": 0.6},
+    "without components": {"use_components": False},
+    "without box": {"use_box": False},
+    "without point": {"use_point": False},
+    "without mask": {"use_mask": False},
+    "mask alone": {"use_box": False, "use_point": False},
+    "last class not split": {"split_last": False},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_all_at_once_is_the_published_way(options):
+    """Over random scenes and random decoders, with half of the regions accepted."""
+    changed, failed = 0, 0
+    for seed, size in enumerate(SIZES):
+        model = small_sam(seed=seed)
+        one = (embedding(size, seed), *scene(size, seed))
+        threshold = float(run(model, [one], sam_iou_threshold=-1e6, **options)[0].predicted_iou.median())
+        threshold -= 1e-3  # no region's estimate is so near that rounding decides
+        (ours,), (published,) = (
+            run(model, [one], name, sam_iou_threshold=threshold, **options) for name in ("sam", "trident")
+        )
+        assert_equal(ours, published)
+        changed += int((ours.labels != one[1]).sum())
+        failed += int((~ours.accepted).sum())
+    assert changed or options == VARIANTS["mask alone"]  # where regions of one class have one prompt
+    assert failed
+
+
+def test_from_cosines_as_from_the_same_scores_published(model):
+    """Synonyms, and scores made plane by plane: the same regions and labels."""
+    cosines, size, words = normal(8, 6, 7, seed=3) / 9, (50, 71), (0, 1, 1, 2, 3, 3, 4, 5)
+    maps = LogitScores(cosines, 40.0, words, size)
+    labels = ops.classify_pixels(cosines[None], size, class_index=words)[0][0].long()
+    one = (embedding(size, 1), labels, maps)
+    ours, published = (run(model, [one], name, sam_iou_threshold=-1e6)[0] for name in ("sam", "trident"))
+    assert_equal(ours, published)
+    assert len(ours.accepted)
+
+
+def test_several_pictures_are_each_alone(model):
+    pictures = [(embedding(size, seed), *scene(size, seed)) for seed, size in enumerate(SIZES)]
+    pictures.insert(1, (embedding((30, 40), 9), torch.full((30, 40), 255), scene((30, 40), 9)[1]))
+    for together, one in zip(run(model, pictures, sam_iou_threshold=-1e6), pictures, strict=True):
+        alone = run(model, [one], sam_iou_threshold=-1e6)[0]
+        assert_equal(together, alone)
+
+
+class TestScores:
+    @pytest.mark.parametrize("chunk", [1, 1 << 22])
+    def test_planes_from_cosines_are_class_scores(self, chunk, monkeypatch):
+        monkeypatch.setattr(scores, "CHUNK", chunk)
+        cosines, words = normal(7, 5, 6) / 5, (2, 0, 1, 1, 3, 0, 4)
+        maps = LogitScores(cosines, 40.0, words, (40, 48))
+        expected = ops.class_scores(cosines[None], (20, 24), scale=40.0, class_index=words)[0]
+        torch.testing.assert_close(maps.planes(range(5), (20, 24)), expected)
+        torch.testing.assert_close(maps.planes([3, 1], (20, 24)), expected[[3, 1]])
+        torch.testing.assert_close(maps.fine([4]), expected[[4]])
+
+    @pytest.mark.parametrize("kind", ["dense", "cosines"])
+    def test_grouping_of_classes_changes_only_rounding(self, kind, monkeypatch):
+        cosines = normal(6, 5, 6) / 5
+        make = {
+            "dense": lambda: DenseScores(scene((40, 48), 0)[1]),
+            "cosines": lambda: LogitScores(cosines, 40.0, range(6), (40, 48)),
+        }[kind]
+        class_map = torch.randint(-1, 8, (20, 24), generator=torch.Generator().manual_seed(0))
+        whole = make().summary(class_map)
+        monkeypatch.setattr(scores, "CHUNK", 1)
+        for one, other in zip(whole, make().summary(class_map), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
+        planes = make().planes(range(6), (20, 24))
+        torch.testing.assert_close(whole.best, planes.amax(0), atol=1e-7, rtol=1e-5)
+        torch.testing.assert_close(whole.peak, planes.flatten(1).amax(1), atol=1e-7, rtol=1e-5)
+        known = (class_map >= 0) & (class_map < 6)
+        own = planes.gather(0, class_map.clamp(0, 5)[None])[0].where(known, 0)
+        torch.testing.assert_close(whole.own, own, atol=1e-7, rtol=1e-5)
+
+
+class TestDecoder:
+    def prompts(self, **without):
+        box = torch.tensor([[1.0, 2, 30, 40], [5, 5, 9, 60], [0, 0, 63, 63]])
+        given = {"boxes": box, "points": box[:, :2] + 3, "masks": normal(2, 32, 32)}
+        index = torch.tensor([0, 1, 1])
+        return Prompts(**{**given, **without}, mask_index=index, image_index=torch.tensor([1, 0, 1]))
+
+    @pytest.mark.parametrize("without", [(), ("boxes",), ("points",), ("masks",), ("boxes", "points")], ids=str)
+    def test_is_segment_anythings_own(self, model, without):
+        """Prompts of two pictures in one batch, as its forward gives them one by one."""
+        given = self.prompts(**dict.fromkeys(without))
+        features = normal(2, 16, 8, 8)
+        logits, iou = decoder.decode(model, features, given)
+        for row in range(3):
+            points = None if given.points is None else (given.points[row, None, None], torch.ones(1, 1))
+            boxes = None if given.boxes is None else given.boxes[row, None]
+            masks = None if given.masks is None else given.masks[given.mask_index[row]][None, None]
+            sparse, dense = model.prompt_encoder(points, boxes, masks)
+            expected = model.mask_decoder(
+                features[given.image_index[row], None], model.prompt_encoder.get_dense_pe(), sparse, dense, False
+            )
+            torch.testing.assert_close(logits[row], expected[0][0, 0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(iou[row], expected[1][0, 0], atol=1e-4, rtol=1e-4)
+
+    def test_halves_the_batch_when_memory_runs_out(self, model, monkeypatch, caplog):
+        given, features, sizes = self.prompts(), normal(2, 16, 8, 8), []
+        expected = decoder.decode(model, features, given)
+        whole = decoder._decode_batch
+
+        def small_memory(mask_decoder, source, *rest):
+            sizes.append(len(source))
+            if len(source) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(mask_decoder, source, *rest)
+
+        monkeypatch.setattr(decoder, "_decode_batch", small_memory)
+        monkeypatch.setattr(decoder, "batch_size", lambda embeddings: 3)
+        for one, other in zip(decoder.decode(model, features, given), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        assert sizes == [3, 1, 1, 1]
+        assert "out of memory" in caplog.text
+        monkeypatch.setattr(decoder, "_decode_batch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        with pytest.raises(torch.OutOfMemoryError):
+            decoder.decode(model, features, given)
+
+
+def two_halves(size=(32, 48)):
+    """A map of two classes side by side, the left one surer of everything than the right."""
+    labels = torch.zeros(size, dtype=torch.int64)
+    labels[:, size[1] // 2 :] = 1
+    probability = torch.tensor([0.8, 0.2])[:, None, None].expand(2, *size).clone()
+    probability[:, :, size[1] // 2 :] = torch.tensor([0.4, 0.6])[:, None, None]
+    return labels, probability
+
+
+@pytest.mark.parametrize("refine", ["sam", "trident"])
+def test_failed_regions_go_back_to_the_coarse_map_unless_faithful(model, refine, monkeypatch):
+    """The left region's mask is accepted and covers all; the right region failed."""
+    logits, iou = torch.full((2, 32, 32), 5.0), torch.tensor([0.9, 0.1])
+    monkeypatch.setattr(sam, "decode", lambda *_, **__: (logits.clone(), iou))
+    answers = iter([0, 1, 0, 1])
+    monkeypatch.setattr(
+        model.mask_decoder, "forward", lambda *_, **__: (logits[None, :1], iou[next(answers), None, None])
+    )
+    labels, probability = two_halves()
+    one = (embedding((32, 48), 0), labels, probability)
+    assert torch.equal(run(model, [one], refine)[0].labels, labels)
+    assert not run(model, [one], refine, faithful=True)[0].labels.any() if refine == "sam" else True
+
+
+def test_nothing_accepted_keeps_the_coarse_map(model):
+    one = (embedding((50, 71), 0), *scene((50, 71), 0))
+    refined = run(model, [one], sam_iou_threshold=1e6)[0]
+    assert torch.equal(refined.labels, one[1])
+    assert not refined.score.any()
+    assert len(refined.accepted)
+
+
+class TestBadInput:
+    def refined(self, model, labels, probability, **options):
+        size = tuple(labels.shape)
+        return run(model, [(embedding(size, 0), labels, probability)], sam_iou_threshold=-1e6, **options)[0]
+
+    def test_no_region(self, model):
+        labels, probability = scene((50, 71), 0)
+        for options in ({"minimal_area": 10**6}, {"coarse_threshold": 1.0}):
+            refined = self.refined(model, labels, probability, **options)
+            assert torch.equal(refined.labels, labels)
+            assert len(refined.accepted) == 0
+        void = torch.full_like(labels, 255)
+        assert torch.equal(self.refined(model, void, probability).labels, void)
+
+    def test_one_region_over_everything(self, model):
+        labels = torch.zeros(40, 30, dtype=torch.int64)  # only background, if that is class 0
+        refined = self.refined(model, labels, torch.ones(1, 40, 30))
+        assert refined.regions.box.tolist() == [[0, 0, 14, 19]]
+        assert refined.regions.point.tolist() == [[0, 0]]
+        assert torch.equal(refined.labels, labels)
+
+    def test_thousands_of_tiny_regions(self, model, monkeypatch):
+        """Each pixel differs from its neighbours: dropped without asking SAM, or 5,000 prompts if wanted."""
+        rows, columns = torch.meshgrid(torch.arange(100), torch.arange(200), indexing="ij")
+        labels = (rows // 2 % 2) * 2 + columns // 2 % 2
+        probability = F.one_hot(labels, 4).permute(2, 0, 1).float()
+        assert len(self.refined(model, labels, probability, minimal_area=2).accepted) == 0
+        asked = []
+        monkeypatch.setattr(
+            sam,
+            "decode",
+            lambda model, features, given, **_: (
+                asked.append(len(given)) or (torch.full((len(given), 4, 4), -1.0), torch.zeros(len(given)))
+            ),
+        )
+        refined = self.refined(model, labels, probability, minimal_area=1)
+        assert asked == [5000]
+        assert torch.equal(refined.labels, labels)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 1)])
+    def test_pictures_smaller_than_a_patch(self, model, size):
+        refiner = Refiner(model, Refinement(minimal_area=1, coarse_threshold=0.0, sam_iou_threshold=-1e6))
+        labels, probability = scene(size, 1)
+        refined = refiner([refiner.embed(picture(*size))], [labels], [DenseScores(probability)])[0]
+        assert refined.labels.shape == size
+        assert len(refined.accepted)
+
+    @pytest.mark.parametrize("refine", ["sam", "trident"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_scores_that_are_not_finite_are_one_error(self, model, refine, value):
+        labels, probability = scene((50, 71), 0)
+        probability[2, 20, 30] = value
+        with pytest.raises(ValueError, match=r"^scores: expected finite class scores, received NaN or infinity$"):
+            run(model, [(embedding((50, 71), 0), labels, probability)], refine)
+
+    def test_masks_that_are_not_finite_failed(self, model, monkeypatch):
+        labels, probability = scene((50, 71), 0)
+        monkeypatch.setattr(
+            sam,
+            "decode",
+            lambda model, features, given, **_: (torch.full((len(given), 4, 4), float("nan")), torch.ones(len(given))),
+        )
+        assert torch.equal(self.refined(model, labels, probability).labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minimal_area": -1}, r"Refinement\.minimal_area: expected a number of at least 0, received -1"),
+        ({"coarse_threshold": 1.5}, r"Refinement\.coarse_threshold: expected 0 to 1"),
+        ({"use_box": 1}, r"Refinement\.use_box: expected True or False"),
+        ({"sam_iou_threshold": float("nan")}, r"Refinement\.sam_iou_threshold: expected a finite number"),
+        ({"use_box": False, "use_point": False, "use_mask": False}, "at least one of use_box"),
+        ({"iou": 0.5}, "refine_options: expected the fields coarse_threshold, .*, received 'iou'"),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_settings("sam-vit-b", options)
+
+
+def test_the_tiny_sam_has_smaller_regions():
+    assert (
+        resolve_settings("sam-tiny", {"use_box": False}).minimal_area < resolve_settings("sam-vit-b", None).minimal_area
+    )
+
+
+def test_trident_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    with pytest.raises(MissingExtraError, match=r"s2clip\[trident\]"):
+        load_refiner("sam-vit-b", Refinement(), refine="trident")
+
+
+def test_compiling_is_announced(model, monkeypatch, caplog):
+    calls = []
+    monkeypatch.setattr(model.image_encoder, "compile", lambda **options: calls.append(options))
+    with caplog.at_level(logging.WARNING):
+        Refiner(model, Refinement(), compile=True)
+    assert calls
+    assert "minutes" in caplog.text
+
+
+NAMES = ("sky", "house; hut", "tree", "green grass")
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    fields = {"short_side": 40, "crop": 32, "stride": 16, "templates": "plain"}
+    refiner = Refiner(model, Refinement(minimal_area=4, coarse_threshold=0.0, sam_iou_threshold=-1e6), name="small")
+    made = Segmenter(
+        small_clip(), vfm=small_vfm(), refiner=refiner, method=get_method("s2clip", **fields), mix_pictures=False
+    )
+    return made.set_classes(NAMES)
+
+
+class TestSegmenter:
+    def test_result(self, segmenter):
+        result = segmenter(picture(40, 60))
+        assert set(result.timings) >= {"sam_encoder", "components", "prompts", "decoder", "merge", "classify"}
+        assert result.settings["refine"] == "sam"
+        assert result.settings["sam"] == "small"
+        assert result.settings["refinement"]["minimal_area"] == 4
+        assert result.segmentation.shape == result.coarse.shape == (40, 60)
+        assert (result.segmentation != result.coarse).any()
+        assert 0 <= result.confidence.min() <= result.confidence.max() <= 1
+        assert len(result.refined.predicted_iou) == len(result.refined.regions.box) > 0
+        assert result.regions.box.shape[1] == 4
+        result.segmentation[0, 0] = 3  # an inference tensor would refuse
+
+    def test_a_picture_is_embedded_once_for_many_words(self, segmenter, monkeypatch):
+        calls, embed = [], segmenter.refiner.embed
+        monkeypatch.setattr(segmenter.refiner, "embed", lambda image: calls.append(image) or embed(image))
+        encoded = segmenter.encode(picture(40, 60))
+        first = segmenter.segment(encoded)
+        segmenter.segment(encoded, ["cat", "dog"])
+        assert len(calls) == 1
+        assert torch.equal(first.segmentation, segmenter.segment(encoded).segmentation)
+
+    def test_mixing_pictures_gives_the_same_results(self, segmenter, monkeypatch):
+        pictures = [picture(40, 60), picture(33, 20, seed=1)]
+        alone = segmenter(pictures)
+        monkeypatch.setattr(segmenter._encoder, "mix_pictures", True)
+        for one, other in zip(segmenter(pictures), alone, strict=True):
+            assert (one.segmentation != other.segmentation).float().mean() < 1e-2
+            assert one.timings["decoder"] > 0
+
+    def test_failure_holds_the_coarse_results(self, segmenter, monkeypatch):
+        monkeypatch.setattr(sam, "decode", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        with pytest.raises(RefinementError, match="no room") as caught:
+            segmenter(picture(40, 60))
+        assert caught.value.coarse[0].segmentation.shape == (40, 60)
+
+    def test_anybodys_map(self, segmenter):
+        labels, probability = scene((40, 60), 2)
+        result = segmenter.refine(picture(40, 60), labels.to(torch.uint8), probability)
+        assert result.classes == tuple(map(str, range(CLASSES)))
+        assert torch.equal(result.coarse, labels)
+        assert (result.segmentation != labels).any()
+        low = F.interpolate(probability[None], (20, 30), mode="bilinear")[0]
+        assert segmenter.refine(picture(40, 60), labels.numpy(), low.numpy()).segmentation.shape == (40, 60)
+        assert segmenter.refine(picture(40, 60), labels % 4, probability[:4]).classes == NAMES
+
+    def test_anybodys_map_must_fit(self, segmenter):
+        labels, probability = scene((40, 60), 2)
+        for arguments, message in (
+            (
+                (labels[:-1], probability),
+                r"labels: expected integers \[H,W\] = \[40, 60\], received torch.int64 \[39, 60\]",
+            ),
+            ((labels.float(), probability), "labels: expected integers"),
+            ((labels, probability[0]), r"scores: expected floats \[K,h,w\]"),
+            ((labels, probability * float("nan")), "scores: expected finite"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                segmenter.refine(picture(40, 60), *arguments)
+        plain = Segmenter(segmenter.clip, vfm=segmenter.vfm, method=segmenter.method)
+        with pytest.raises(ValueError, match="refine: expected a Segmenter with refine='sam'"):
+            plain.refine(picture(40, 60), labels, probability)
+
+    def test_other_options_share_the_models(self, segmenter):
+        other = segmenter.with_refinement(use_box=False)
+        assert other.refiner.sam is segmenter.refiner.sam
+        assert other.settings["refinement"]["use_box"] is False
+        assert segmenter.settings["refinement"]["use_box"] is True
+
+    def test_sam_as_features_and_refinement_sees_a_picture_once(self, monkeypatch):
+        model = small_sam()
+        features = SamFeatures(model, name="sam-tiny")
+        refiner = load_refiner("sam-tiny", Refinement(), vfm=features)
+        assert refiner.sam is model
+        calls, encode = [], model.image_encoder.forward
+        monkeypatch.setattr(model.image_encoder, "forward", lambda x: calls.append(x) or encode(x))
+        image = picture(48, 64)
+        features.features(image[None].float() / 255)
+        seen = refiner.embed(image)
+        assert len(calls) == 1
+        refiner.embed(picture(48, 64, seed=1))
+        assert len(calls) == 2
+        torch.testing.assert_close(seen.features, encode_images(small_sam(), image[None].float() / 255)[0])
+
+
+def peak_bytes(work):
+    """Largest sum of live allocations of torch's CPU allocator during work(), above the start."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    assert events
+    return peak
+
+
+@pytest.mark.slow
+def test_memory_at_2048x1024_with_171_classes_and_60_regions():
+    """Everything but SAM's networks within 60 MB; the scores at half size alone would be 358 MB."""
+    size, classes = (1024, 2048), 171
+    blocks = torch.arange(60).view(6, 10) * 2
+    labels = blocks.repeat_interleave(171, 0)[:1024].repeat_interleave(205, 1)[:, :2048].contiguous()
+    hot = F.one_hot(labels[::16, ::16], classes).permute(2, 0, 1).float() / 4
+    maps, settings, peaks = LogitScores(hot, 40.0, range(classes), size), Refinement(), {}
+
+    def measured(name, work):
+        made = []
+        peaks[name] = peak_bytes(lambda: made.append(work()))
+        return made[0]
+
+    regions = measured("components", lambda: find_regions(labels, maps, settings))
+    assert len(regions) == 60
+    given = measured("prompts", lambda: make_prompts(regions, maps, size, 1024, 256, settings))
+    assert given.masks.shape == (60, 256, 256)
+    accepted, logits = torch.ones(60, dtype=torch.bool), torch.full((1, 256, 256), 3.0).expand(60, 256, 256)
+    measured("merge", lambda: sam.merge(labels, regions, maps, logits, (512, 1024), 1024))
+    measured("failed", lambda: sam.in_failed(regions, accepted, size))
+    assert max(peaks.values()) <= 60e6, peaks
+
+
+def test_prompts_by_hand():
+    """The right half of a 40x80 picture, in SAM's frame of 160: factor 160/40 on half-resolution pixels."""
+    labels, probability = two_halves((40, 80))
+    probability[1, 20, 60] = 0.9
+    maps, settings = DenseScores(probability), Refinement(minimal_area=1, coarse_threshold=0.5)
+    regions = find_regions(labels, maps, settings)
+    assert half_size((40, 80)) == (20, 40)
+    assert regions.classes == (0, 1)
+    made = make_prompts(regions, maps, (40, 80), 160, 32, settings)
+    assert made.boxes.tolist() == [[0, 0, 19 * 4, 19 * 4], [20 * 4, 0, 39 * 4, 19 * 4]]
+    assert made.points.tolist() == [[0, 0], [30 * 4, 10 * 4]]
+    assert regions.components.score.tolist() == pytest.approx([0.8, 0.6 + 0.3 / 4 / 400], abs=1e-6)
+    assert made.masks.shape == (2, 32, 32)
+    torch.testing.assert_close(made.masks[0, :16, :15], torch.full((16, 15), 0.8 * 0.005))
+    assert not made.masks[0, :, 17:].any()  # 0.4 is under the threshold
+    assert not made.masks[:, 16:].any()  # below the picture
+
+
+def test_nearest_takes_the_floor():
+    assert prompts.nearest(torch.arange(35).view(5, 7), (2, 3)).tolist() == [[0, 2, 4], [14, 16, 18]]
