@@ -331,20 +331,98 @@ def merge_masks(
         if 0 <= image < batch and 0 <= index < classes:
             regions.setdefault((image, index), []).append(region)
 
-    for image, index in sorted(regions):  # classes in ascending order, so that the first of equal Q wins
-        evidence = torch.full(size, float("-inf"), dtype=dtype, device=labels.device)
-        for region in regions[image, index]:
-            padded = _resize(mask_logits[region].to(dtype)[None], (padded_size, padded_size))
-            valid = padded[:, : input_size[0], : input_size[1]]
-            evidence = torch.maximum(evidence, _resize(valid, size)[0])
-        score = _resize(scores[image, index].to(dtype)[None], size)[0]
-        quality = torch.where(evidence > 0, evidence.sigmoid() * score, 0)
-        quality = quality.masked_fill(evidence.isnan() | ~quality.isfinite(), float("nan"))
-        better = (quality > best[image]) | quality.isnan()
-        better &= ~best[image].isnan()
-        merged[image] = merged[image].masked_fill(better, index)
-        best[image] = torch.where(better, quality, best[image])
+    side = mask_logits.shape[1]
+    vertical, horizontal = (
+        _two_resizes(side, padded_size, valid, length, dtype, labels.device)
+        for valid, length in zip(input_size, size, strict=True)
+    )
+    reach = _positive_reach(mask_logits, vertical, horizontal)
+    step = max(1, CHUNK // 8 // size[1])
+    for start in range(0, size[0], step):
+        rows = slice(start, min(start + step, size[0]))
+        for image, index in sorted(regions):  # classes in ascending order, so that the first of equal Q wins
+            evidence = _evidence(mask_logits, regions[image, index], reach, vertical, horizontal, rows)
+            if evidence is None:
+                continue
+            evidence, columns = evidence
+            strip = _resized_rows(scores[image, index].to(dtype)[None], size[0], rows.start, rows.stop)
+            score = _resize(strip, (strip.shape[1], size[1]))[0, :, columns]
+            quality = torch.where(evidence > 0, evidence.sigmoid() * score, 0)
+            quality = quality.masked_fill(evidence.isnan() | ~quality.isfinite(), float("nan"))
+            so_far, label = best[image, rows, columns], merged[image, rows, columns]
+            better = (quality > so_far) | quality.isnan()
+            better &= ~so_far.isnan()
+            label.masked_fill_(better, index)
+            so_far.copy_(torch.where(better, quality, so_far))
     return merged.masked_fill_(best.isnan(), -1), best
+
+
+def _two_resizes(side: int, padded: int, valid: int, length: int, dtype: torch.dtype, device) -> Tensor:
+    """[length,side]: side → padded, cut to valid, → length, both linear, as one matrix with up to 4 taps a row."""
+    taps = torch.eye(side, dtype=dtype, device=device)[None]
+    for new, kept in ((padded, valid), (length, length)):
+        taps = F.interpolate(taps, size=new, mode="linear", align_corners=False)[..., :kept]
+    return taps[0].T.contiguous()
+
+
+def _positive_reach(mask_logits: Tensor, vertical: Tensor, horizontal: Tensor) -> list[list[int]]:
+    """Per region (top, bottom, left, right) of output pixels that a logit above 0, or NaN, has a part in.
+
+    Elsewhere x_r <= 0, and there it decides nothing: X_c > 0 takes a positive x_r.
+    """
+    live = ~(mask_logits <= 0)
+    reach = []
+    for taps, axis in ((vertical, 2), (horizontal, 1)):
+        touched = (taps != 0).float() @ live.any(axis).float().T > 0  # [length,R]
+        place = torch.arange(1, len(taps) + 1, device=taps.device)[:, None] * touched
+        first = torch.where(touched, place, len(taps) + 1).amin(0) - 1
+        reach += [first, place.amax(0)]
+    return torch.stack(reach, 1).tolist()
+
+
+def _evidence(
+    mask_logits: Tensor,
+    chosen: list[int],
+    reach: list[list[int]],
+    vertical: Tensor,
+    horizontal: Tensor,
+    rows: slice,
+) -> tuple[Tensor, slice] | None:
+    """(X_c over these rows and the columns that its masks reach, the columns); None where they reach nothing."""
+    near = []
+    for region in chosen:
+        top, bottom, left, right = reach[region]
+        if top < rows.stop and bottom > rows.start and left < right:
+            near.append(region)
+    if not near:
+        return None
+    left, right = min(reach[region][2] for region in near), max(reach[region][3] for region in near)
+    evidence = vertical.new_full((rows.stop - rows.start, right - left), float("-inf"))
+    for region in near:
+        top, bottom, first, last = reach[region]
+        top, bottom = max(top, rows.start), min(bottom, rows.stop)
+        logits = mask_logits[region].to(evidence.dtype)
+        above, across = vertical[top:bottom], horizontal[first:last]
+        part = evidence[top - rows.start : bottom - rows.start, first - left : last - left]
+        if bool(logits.isfinite().all()):
+            used, seen = (slice(*_span(taps)) for taps in (above, across))
+            x = above[:, used] @ logits[used, seen] @ across[:, seen].T
+        else:  # a product would spread NaN over every row and column
+            x = _sparse_product(_sparse_product(logits.T, above).T, across)
+        torch.maximum(part, x, out=part)
+    return evidence, slice(left, right)
+
+
+def _span(taps: Tensor) -> tuple[int, int]:
+    """First and last + 1 column of a band matrix that is not zero."""
+    used = (taps != 0).any(0).nonzero()
+    return int(used[0]), int(used[-1]) + 1
+
+
+def _sparse_product(values: Tensor, taps: Tensor) -> Tensor:
+    """values [..,m] @ taps [n,m]ᵀ, where a tap of zero makes no NaN."""
+    weight, place = taps.topk(min(4, taps.shape[1]), dim=1)
+    return (values[..., place] * weight).where(weight > 0, 0).sum(-1)
 
 
 # Entropy
