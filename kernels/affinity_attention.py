@@ -508,109 +508,53 @@ def _taps(coarse: int, fine: int) -> int:
 
 def compile_cases(arch: int) -> Iterator[Case]:
     """Every configuration shipped for `arch`."""
-    pointers = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-    for dtype, pointer in pointers.items():
-        name = pointer[1:]
-        yield Case(
-            _unit_rows_kernel,
-            name,
-            {
-                "feature": pointer,
-                "unit": pointer,
-                "column_sums": "*fp32",
-                "positions": "i32",
-                "channels": "i32",
-                "stride_image": "i64",
-                "stride_position": "i32",
-                "unit_channels": "i32",
-                "offset": "i32",
-                "weights": "*fp32",
-                "maps": "i32",
-            },
-            {"BLOCK_N": UNIT_BLOCK_N, "BLOCK_C": UNIT_BLOCK_C},
-            UNIT_WARPS,
-            1,
-            ("feature", "unit", "column_sums", "channels", "stride_position", "unit_channels", "offset"),
-        )
-        fold_rows, fold_block = _fold_blocks(arch)
-        sizes = ("rows", "height", "width", "value_height", "value_width", "pitch", "folded_pitch", "taps_y", "taps_x")
-        yield Case(
-            _fold_kernel,
-            name,
-            {"affinity": pointer, "folded": pointer, **dict.fromkeys(sizes, "i32")},
-            {"BLOCK_ROWS": fold_rows, "BLOCK_M": fold_block},
-            FOLD_WARPS,
-            1,
-            ("affinity", "folded", "pitch", "folded_pitch"),
-            enable_fp_fusion=False,
-        )
+    for dtype, pointer in ((torch.float16, "*fp16"), (torch.bfloat16, "*bf16"), (torch.float32, "*fp32")):
+        yield _unit_rows_case(pointer)
+        yield _fold_case(pointer, *_fold_blocks(arch))
         for tiles in sorted({configuration(arch, positions, dtype) for positions in (1, 4096)}):
-            for symmetric in (True, False):
-                yield Case(
-                    _affinity_kernel,
-                    f"{name} {tiles.block}x{tiles.block} {'symmetric' if symmetric else 'strip'}",
-                    {
-                        "unit": pointer,
-                        "mean_parts": "*fp32",
-                        "affinity": pointer,
-                        "positions": "i32",
-                        "parts": "i32",
-                        "unit_channels": "i32",
-                        "row_start": "i32",
-                        "row_stop": "i32",
-                        "pitch": "i32",
-                        "beta": "fp32",
-                        "gamma_log2e": "fp32",
-                        "log2_scale": "fp32",
-                    },
-                    {
-                        "SYMMETRIC": symmetric,
-                        "UPCAST": False,
-                        "BLOCK": tiles.block,
-                        "BLOCK_C": tiles.block_c,
-                        "BLOCK_PARTS": BLOCK_PARTS,
-                    },
-                    tiles.affinity_warps,
-                    tiles.affinity_stages,
-                    ("unit", "affinity", "unit_channels", "pitch"),
-                )
-            for normalise in (True, False):
-                yield Case(
-                    _mix_kernel,
-                    f"{name} {tiles.block_m}x{tiles.block_d}x{tiles.block_k} {'affinity' if normalise else 'folded'}",
-                    {
-                        "weights": pointer,
-                        "value": pointer,
-                        "out": pointer,
-                        "rows": "i32",
-                        "inner": "i32",
-                        "value_channels": "i32",
-                        "weights_pitch": "i32",
-                        "out_image_stride": "i64",
-                    },
-                    {
-                        "NORMALISE": normalise,
-                        "UPCAST": False,
-                        "BLOCK_M": tiles.block_m,
-                        "BLOCK_D": tiles.block_d,
-                        "BLOCK_K": tiles.block_k,
-                    },
-                    tiles.mix_warps,
-                    tiles.mix_stages,
-                    ("weights", "value", "out", "value_channels", "weights_pitch"),
-                )
-    yield Case(
-        _mean_kernel,
-        "fp32",
-        {
-            "column_sums": "*fp32",
-            "mean_parts": "*fp32",
-            "positions": "i32",
-            "blocks": "i32",
-            "unit_channels": "i32",
-        },
-        {"BLOCK_B": MEAN_BLOCK_B, "BLOCK_C": MEAN_BLOCK_C},
-        4,
-        1,
-        ("column_sums", "mean_parts", "unit_channels"),
-    )
+            for switch in (True, False):
+                yield _affinity_case(pointer, tiles, symmetric=switch)
+                yield _mix_case(pointer, tiles, normalise=switch)
+    pointers, sizes = ("column_sums", "mean_parts"), ("positions", "blocks", "unit_channels")
+    signature = dict.fromkeys(pointers, "*fp32") | dict.fromkeys(sizes, "i32")
+    blocks = {"BLOCK_B": MEAN_BLOCK_B, "BLOCK_C": MEAN_BLOCK_C}
+    yield Case(_mean_kernel, "fp32", signature, blocks, 4, 1, (*pointers, "unit_channels"))
+
+
+def _unit_rows_case(pointer: str) -> Case:
+    sizes = ("positions", "channels", "stride_position", "unit_channels", "offset", "maps")
+    signature = {"feature": pointer, "unit": pointer, "column_sums": "*fp32", "weights": "*fp32"}
+    signature |= dict.fromkeys(sizes, "i32") | {"stride_image": "i64"}
+    aligned = ("feature", "unit", "column_sums", "channels", "stride_position", "unit_channels", "offset")
+    blocks = {"BLOCK_N": UNIT_BLOCK_N, "BLOCK_C": UNIT_BLOCK_C}
+    return Case(_unit_rows_kernel, pointer[1:], signature, blocks, UNIT_WARPS, 1, aligned)
+
+
+def _fold_case(pointer: str, rows: int, block: int) -> Case:
+    sizes = ("rows", "height", "width", "value_height", "value_width", "pitch", "folded_pitch", "taps_y", "taps_x")
+    signature = {"affinity": pointer, "folded": pointer, **dict.fromkeys(sizes, "i32")}
+    aligned = ("affinity", "folded", "pitch", "folded_pitch")
+    blocks = {"BLOCK_ROWS": rows, "BLOCK_M": block}
+    return Case(_fold_kernel, pointer[1:], signature, blocks, FOLD_WARPS, 1, aligned, enable_fp_fusion=False)
+
+
+def _affinity_case(pointer: str, tiles: Configuration, *, symmetric: bool) -> Case:
+    name = f"{pointer[1:]} {tiles.block}x{tiles.block} {'symmetric' if symmetric else 'strip'}"
+    sizes = ("positions", "parts", "unit_channels", "row_start", "row_stop", "pitch")
+    signature = {"unit": pointer, "mean_parts": "*fp32", "affinity": pointer, **dict.fromkeys(sizes, "i32")}
+    signature |= dict.fromkeys(("beta", "gamma_log2e", "log2_scale"), "fp32")
+    constants = {"SYMMETRIC": symmetric, "UPCAST": False, "BLOCK": tiles.block, "BLOCK_C": tiles.block_c}
+    constants["BLOCK_PARTS"] = BLOCK_PARTS
+    aligned = ("unit", "affinity", "unit_channels", "pitch")
+    return Case(_affinity_kernel, name, signature, constants, tiles.affinity_warps, tiles.affinity_stages, aligned)
+
+
+def _mix_case(pointer: str, tiles: Configuration, *, normalise: bool) -> Case:
+    name = f"{pointer[1:]} {tiles.block_m}x{tiles.block_d}x{tiles.block_k} {'affinity' if normalise else 'folded'}"
+    sizes = ("rows", "inner", "value_channels", "weights_pitch")
+    signature = dict.fromkeys(("weights", "value", "out"), pointer) | dict.fromkeys(sizes, "i32")
+    signature |= {"out_image_stride": "i64"}
+    constants = {"NORMALISE": normalise, "UPCAST": False}
+    constants |= {"BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d, "BLOCK_K": tiles.block_k}
+    aligned = ("weights", "value", "out", "value_channels", "weights_pitch")
+    return Case(_mix_kernel, name, signature, constants, tiles.mix_warps, tiles.mix_stages, aligned)
