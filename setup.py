@@ -11,6 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -20,6 +21,7 @@ TEST = [
     "scipy>=1.13",
     "scikit-image>=0.24",
     "pycocotools>=2.0.11",
+    *DIFFUSION,
 ]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
 
@@ -62,7 +64,7 @@ setup(
         "bench": BENCH,
         "coco": ["pycocotools>=2.0.11"],
         "trident": ["scikit-image>=0.24"],
-        "diffusion": ["diffusers>=0.36", "transformers>=4.57"],
+        "diffusion": DIFFUSION,
         "dev": [*TEST, *BENCH, "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
