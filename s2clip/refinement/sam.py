@@ -140,8 +140,9 @@ def merge(
         first += len(rows)
         names = torch.tensor(group, dtype=torch.int32).to(coarse.device, non_blocking=True)
         names = names.index_select(0, labels.clamp_(0, len(group) - 1).flatten()).view(coarse.shape)
-        torch.where(score[0] > best, names, merged, out=merged)
-        torch.where(score[0] > best, score[0], best, out=best)  # not the maximum: NaN never wins
+        quality = score[0].to(best.dtype)
+        torch.where(quality > best, names, merged, out=merged)
+        torch.where(quality > best, quality, best, out=best)  # not the maximum: NaN never wins
     return merged, best
 
 
