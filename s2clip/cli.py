@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2clip import __version__
-from s2clip.errors import ImageError, OutputError, S2ClipError, WeightsError
+from s2clip.errors import ImageError, MissingExtraError, OutputError, S2ClipError, WeightsError
 
 if TYPE_CHECKING:
     from s2clip.segmenter import Segmenter
@@ -45,7 +45,7 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (WeightsError, OutputError) as error:
+        except (WeightsError, OutputError, MissingExtraError) as error:
             raise EnvironmentFailure(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -81,6 +81,9 @@ def model_options(command: Callable) -> Callable:
     options = [
         click.option("--model", default="tiny", show_default=True, help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14."),
         click.option("--vfm", help="Vision foundation model, e.g. dino-b8; default: the one that goes with the model."),
+        click.option(
+            "--sam", help="SAM for --refine: sam-tiny, sam-vit-b, sam-vit-l, sam-vit-h; default: as the model."
+        ),
         click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
         click.option("--weights", default="pretrained", help="'random': real architecture, meaningless output."),
         click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights lie or are downloaded to."),
@@ -89,7 +92,18 @@ def model_options(command: Callable) -> Callable:
         click.option("--crop", type=int, help="Pixels of a window; 0: the whole picture."),
         click.option("--stride", type=int, help="Pixels between windows."),
     ]
-    names = ("model", "vfm", "device", "weights", "cache_dir", "local_files_only", "short_side", "crop", "stride")
+    names = (
+        "model",
+        "vfm",
+        "sam",
+        "device",
+        "weights",
+        "cache_dir",
+        "local_files_only",
+        "short_side",
+        "crop",
+        "stride",
+    )
 
     @functools.wraps(command)
     def with_settings(**arguments: Any) -> Any:
@@ -135,7 +149,7 @@ def _decorated(command: Callable, options: Sequence[Callable]) -> Callable:
 @click.option("--classes", metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.')
 @click.option("--classes-file", type=click.Path(path_type=Path), help="One class per line, # starts a comment.")
 @click.option("--method", default="s2clip", show_default=True, help="clip, maskclip, sclip, clearclip, naclip, ...")
-@click.option("--refine", default="none", show_default=True, help="What sharpens the map afterwards.")
+@click.option("--refine", default="none", show_default=True, help="What sharpens the map: none, sam, trident.")
 @click.option("--threshold", type=float, help="Pixels whose best score is lower become --background.")
 @click.option("--background", metavar="CLASS", help="One of the classes.")
 @click.option("-o", "--output", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder.")
@@ -248,6 +262,7 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
 @click.argument("dataset", type=click.Choice(["scenes"]), metavar="DATASET")
 @click.option("--method", "methods", multiple=True, default=["s2clip"], show_default=True, help="One or several.")
 @click.option("--refine", "refinements", multiple=True, default=["none"], show_default=True, help="One or several.")
+@click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts; one line per variant.")
 @click.option("--limit", default=200, show_default=True, help="Number of scenes.")
 @click.option("--seed", default=0, show_default=True, help="Which scenes; none of them was trained on.")
 @model_options
@@ -256,6 +271,7 @@ def evaluate(
     dataset: str,
     methods: tuple[str, ...],
     refinements: tuple[str, ...],
+    ablate: bool,
     limit: int,
     seed: int,
     model_settings: dict[str, Any],
@@ -263,19 +279,24 @@ def evaluate(
     show_progress: bool,
 ) -> None:
     """mIoU per class and milliseconds per image of several methods side by side, in per cent."""
+    from s2clip.evaluation.scenes import ablation_table, ablations, scene_seeds, table
     from s2clip.evaluation.scenes import evaluate as run
-    from s2clip.evaluation.scenes import scene_seeds, table
 
     with usage_errors():
         seeds = scene_seeds(seed, limit)
+        if ablate and "sam" not in refinements:
+            raise ValueError("--ablate needs --refine sam")
     pairs = [(method, refine) for method in dict.fromkeys(methods) for refine in dict.fromkeys(refinements)]
     segmenters = [load_segmenter(model_settings, method=method, refine=refine) for method, refine in pairs]
+    if ablate:
+        refined = [one for one, (_, refine) in zip(segmenters, pairs, strict=True) if refine == "sam"]
+        segmenters += [variant for one in refined for variant in ablations(one)]
     rows = run(segmenters, seeds, progress=lambda items: progress(items, show_progress))
     if as_json:
         click.echo(json.dumps({"dataset": dataset, "rows": rows}, allow_nan=False))
     else:
         click.echo(f"{dataset}: {limit} pictures of seed {seed}, model {model_settings['model']}, per cent\n")
-        click.echo(table(rows))
+        click.echo(ablation_table(rows) if ablate else table(rows))
 
 
 @main.command()

@@ -1,7 +1,8 @@
 """The embedded benchmark: methods side by side on painted scenes that no model was trained on."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ import torch
 from s2clip import scenes
 from s2clip.errors import reject
 from s2clip.evaluation.metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
+from s2clip.refinement.settings import ABLATIONS
 
 SCENES_PER_SEED = 10_000
+REFINEMENT_STAGES = ("sam_encoder", "components", "prompts", "decoder", "merge")
 
 
 def scene_seeds(seed: int, limit: int) -> list[int]:
@@ -30,7 +33,8 @@ def scene_seeds(seed: int, limit: int) -> list[int]:
 def evaluate(
     segmenters: Sequence[Any], seeds: Sequence[int], *, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> list[dict[str, Any]]:
-    """One row per segmenter: {"method", "refine", "miou", "pixel_accuracy", "per_class": {name: iou}, "ms_per_image"}.
+    """One row per segmenter: {"method", "refine", "miou", "pixel_accuracy", "per_class": {name: iou}, "ms_per_image",
+    "ms_per_stage": {stage: ms}}.
 
     Figures are per cent; a class that occurs neither in the scenes nor in the answers has None. Every scene is given to
     all segmenters in turn, so that a slow minute of the machine slows them alike; the time is that of the call, from
@@ -39,6 +43,7 @@ def evaluate(
     count = len(scenes.CLASSES)
     matrices = [torch.zeros(count, count, dtype=torch.int64) for _ in segmenters]
     seconds = [0.0 for _ in segmenters]
+    stages: list[Counter[str]] = [Counter() for _ in segmenters]
     for segmenter in segmenters:
         segmenter.set_classes(scenes.CLASSES)
         segmenter(scenes.generate(seeds[0])[0])
@@ -47,26 +52,41 @@ def evaluate(
         target = torch.from_numpy(labels)
         for index, segmenter in enumerate(segmenters):
             start = time.perf_counter()
-            answer = segmenter(picture).segmentation.cpu()
+            result = segmenter(picture)
+            answer = result.segmentation.cpu()
             seconds[index] += time.perf_counter() - start
+            stages[index].update(result.timings)
             matrices[index] += confusion_matrix(answer, target, count)
     return [
-        _row(segmenter, matrix, 1000 * duration / len(seeds))
-        for segmenter, matrix, duration in zip(segmenters, matrices, seconds, strict=True)
+        _row(segmenter, matrix, 1000 * duration / len(seeds), {name: ms / len(seeds) for name, ms in spent.items()})
+        for segmenter, matrix, duration, spent in zip(segmenters, matrices, seconds, stages, strict=True)
     ]
 
 
-def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float) -> dict[str, Any]:
+def ablations(segmenter: Any) -> list[Any]:
+    """The segmenter with each part of its refinement switched off in turn: the source's Table 4."""
+    return [segmenter.with_refinement(**switches) for switches in ABLATIONS.values()]
+
+
+def refinement_name(settings: Mapping[str, Any]) -> str:
+    """`refine` of the settings, with what is switched off: "sam w/o box"."""
+    chosen = settings.get("refinement", {})
+    off = [name for name, switches in ABLATIONS.items() if all(chosen.get(key) == off for key, off in switches.items())]
+    return " ".join([settings["refine"], *off])
+
+
+def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapping[str, float]) -> dict[str, Any]:
     per_class = (100 * intersection_over_union(matrix)).tolist()
     return {
         "method": segmenter.method.name,
-        "refine": segmenter.settings["refine"],
+        "refine": refinement_name(segmenter.settings),
         "miou": round(100 * mean_iou(matrix), 2),
         "pixel_accuracy": round(100 * pixel_accuracy(matrix), 2),
         "per_class": {
             name: round(iou, 2) if iou == iou else None for name, iou in zip(scenes.CLASSES, per_class, strict=True)
         },
         "ms_per_image": round(milliseconds, 2),
+        "ms_per_stage": {name: round(value, 3) for name, value in stages.items()},
     }
 
 
@@ -84,6 +104,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     printed = [title.ljust(first) + "".join(cell.rjust(width) for cell in cells) for title, cells in lines]
     rule = "-" * len(printed[0])
     return "\n".join([printed[0], rule, *printed[1:-3], rule, *printed[-3:]])
+
+
+def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per row: mIoU, its gain over the same method unrefined, pixel accuracy, ms per image and per stage."""
+    plain = {row["method"]: row["miou"] for row in rows if row["refine"] == "none"}
+    heads = ["method", "refine", "mIoU", "gain", "pixel accuracy", "ms", *REFINEMENT_STAGES]
+    lines = [heads]
+    for row in rows:
+        gain = row["miou"] - plain[row["method"]] if row["method"] in plain else None
+        figures = [row["miou"], gain, row["pixel_accuracy"], row["ms_per_image"]]
+        figures += [row["ms_per_stage"].get(stage) for stage in REFINEMENT_STAGES]
+        lines.append([row["method"], row["refine"], *map(_figure, figures)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = 2  # method and refine
+    printed = [
+        "  ".join(
+            cell.ljust(width) if position < texts else cell.rjust(width)
+            for position, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([printed[0], "-" * len(printed[0]), *printed[1:]])
 
 
 def _figure(value: float | None) -> str:
