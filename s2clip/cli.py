@@ -149,7 +149,7 @@ def _decorated(command: Callable, options: Sequence[Callable]) -> Callable:
 @click.option("--classes", metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.')
 @click.option("--classes-file", type=click.Path(path_type=Path), help="One class per line, # starts a comment.")
 @click.option("--method", default="s2clip", show_default=True, help="clip, maskclip, sclip, clearclip, naclip, ...")
-@click.option("--refine", default="none", show_default=True, help="What sharpens the map: none, sam, trident.")
+@click.option("--refine", default="none", show_default=True, help="What sharpens the map: none, sam, sam+sd, trident.")
 @click.option("--threshold", type=float, help="Pixels whose best score is lower become --background.")
 @click.option("--background", metavar="CLASS", help="One of the classes.")
 @click.option("-o", "--output", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder.")

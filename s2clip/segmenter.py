@@ -93,6 +93,7 @@ class Segmenter:
         refine: str = "none",
         sam: str | None = None,
         refine_options: Refinement | Mapping[str, Any] | None = None,
+        diffusion_model: str | None = None,
         method: str | Method = "s2clip",
         compile: bool = False,
         device: str | torch.device | None = None,
@@ -115,10 +116,12 @@ class Segmenter:
             vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
                 else "dino-b8".
             refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
-                as published, region by region on the host, to compare with (needs scikit-image, extra `trident`).
+                as published, region by region on the host, to compare with (needs scikit-image, extra `trident`);
+                "sam+sd", Stable Diffusion's self-attention first and SAM after it (needs the extra `diffusion`).
             sam: "sam-tiny", "sam-vit-b", "sam-vit-l" or "sam-vit-h", loaded only to refine; None: "sam-tiny" with model
                 "tiny", else "sam-vit-b".
             refine_options: fields of `s2clip.refinement.settings.Refinement`, `{"sam_iou_threshold": 0.9}`.
+            diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd"; None: `s2clip.diffusion.MODEL_ID`.
             compile: compile SAM's image encoder; the first picture waits minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
@@ -166,7 +169,8 @@ class Segmenter:
         features = load_vfm(vfm, **options) if method.uses_vfm else None
         refiner = None
         if refine != "none":
-            refiner = load_refiner(sam, settings, refine=refine, vfm=features, compile=compile, **options)
+            options |= {"vfm": features, "compile": compile, "diffusion_model": diffusion_model}
+            refiner = load_refiner(sam, settings, refine=refine, **options)
         return cls(
             clip,
             vfm=features,
@@ -278,7 +282,7 @@ class Segmenter:
             ValueError: no refinement was loaded, shapes do not fit, or a score is not finite.
         """
         if self.refiner is None:
-            raise ValueError("refine: expected a Segmenter with refine='sam' or 'trident', received one without")
+            raise ValueError("refine: expected a Segmenter with refine='sam', 'sam+sd' or 'trident', received 'none'")
         picture = self._read(image)
         if isinstance(picture, Failure):
             raise picture.error
@@ -293,6 +297,11 @@ class Segmenter:
             labels, maps = labels.to(self.device).long(), DenseScores(scores.to(self.device))
             with watch("sam_encoder"):
                 embedding = self.refiner.embed(picture.pixels)
+            if self.refiner.diffusion is not None:  # the given labels stay: ids that are no class would be lost
+                from s2clip.diffusion import refine_scores
+
+                with watch("diffusion"):
+                    maps = DenseScores(refine_scores(self.refiner.diffusion, picture.pixels.float() / 255, maps.scores))
             refined = self.refiner([embedding], [labels], [maps], watch)[0]
             confidence = maps.own(labels)
         names = self.classes if len(self.classes) == maps.classes else tuple(map(str, range(maps.classes)))
@@ -354,11 +363,26 @@ class Segmenter:
         watch = Stopwatch(self.device)
         embeddings = [one.sam or self.refiner.embed(one.picture) for one in encoded]
         try:
-            refined = self.refiner(embeddings, [one.segmentation for one in coarse], scores, watch)
+            if self.refiner.diffusion is not None:
+                smooth = [self._diffused(*one, watch) for one in zip(coarse, scores, strict=True)]
+                before, scores = [one for one, _ in smooth], [maps for _, maps in smooth]
+            else:
+                before = coarse
+            refined = self.refiner(embeddings, [one.segmentation for one in before], scores, watch)
         except (RuntimeError, ValueError) as error:
             raise RefinementError(f"refine: {error}", coarse) from error
+        coarse = before
         share = {stage: value / len(encoded) for stage, value in watch.milliseconds().items()}
         return [_with_refined(result, one, share) for result, one in zip(coarse, refined, strict=True)]
+
+    def _diffused(self, coarse: Result, scores: ScoreMaps, watch: Stopwatch) -> tuple[Result, ScoreMaps]:
+        """The coarse map and its scores after Stable Diffusion's self-attention."""
+        from s2clip.diffusion import diffuse
+
+        limits = {"threshold": self.method.threshold, "background": coarse.background}
+        with watch("diffusion"):
+            labels, confidence, maps = diffuse(self.refiner.diffusion, coarse.image.to(self.device), scores, **limits)
+        return dataclasses.replace(coarse, segmentation=labels.clone(), confidence=confidence.clone()), maps
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:

@@ -20,11 +20,14 @@ from safetensors.torch import load_file, save_file
 from small_models import fill, picture
 from test_imports import fresh
 
+from s2clip import Segmenter
 from s2clip.backbones import stable_diffusion
+from s2clip.decision import cosine_maps
 from s2clip.diffusion import LAYERS, DiffusionAffinity, content_seed, diffuse, refine_scores
-from s2clip.errors import MissingExtraError, WeightsError
+from s2clip.errors import MissingExtraError, RefinementError, WeightsError
 from s2clip.refinement import scores as score_maps
 from s2clip.refinement.scores import DenseScores
+from s2clip.scenes import generate
 from s2clip.weights import private_random_state
 
 
@@ -431,3 +434,55 @@ def test_random_weights_are_loud_and_the_same_each_time(monkeypatch, caplog):
     assert "RANDOM WEIGHTS" in caplog.text
     assert first.described["diffusion_sha256"] == "random"
     assert torch.equal(first.refine(image(), probabilities()), second.refine(image(), probabilities()))
+
+
+# Through the Segmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder):
+    segmenter = Segmenter.from_pretrained("tiny", method="maskclip", refine="sam+sd", diffusion_model=str(folder))
+    return segmenter.set_classes(["sky", "water; sea", "house", "tree"])
+
+
+def test_segmenter_smooths_the_scores_before_sam_is_asked(segmenter):
+    image, _ = generate(3, (48, 64))
+    result = segmenter(image)
+    coarse = Segmenter(segmenter.clip, method=segmenter.method).set_classes(segmenter.classes)(image)
+    scores = score_maps.DenseScores(segmenter_scores(segmenter, image))
+    smooth, _, _ = diffuse(segmenter.refiner.diffusion, result.image, scores, threshold=0.0, background=None)
+    assert torch.equal(result.coarse, smooth)
+    assert not torch.equal(result.coarse, coarse.segmentation)
+    assert result.timings["diffusion"] > 0
+    assert result.settings["refine"] == "sam+sd"
+    assert result.settings["diffusion_timestep"] == 101
+
+
+def segmenter_scores(segmenter, image):
+    """Class probabilities at the picture's size, written out."""
+    encoded = segmenter.encode(image)
+    text = segmenter._text(segmenter._vocabulary.words, segmenter.method.templates)
+    cosines = F.interpolate(cosine_maps(encoded, text), encoded.size, mode="bilinear", align_corners=False)[0]
+    words = (segmenter.method.logit_scale * cosines).softmax(0)
+    index = torch.tensor(segmenter._vocabulary.class_index)
+    return torch.stack([words[index == number].amax(0) for number in range(4)])
+
+
+def test_failure_of_the_diffusion_leaves_the_coarse_map(segmenter, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(segmenter.refiner.diffusion, "refine", fail)
+    image, _ = generate(3, (48, 64))
+    with pytest.raises(RefinementError, match="no memory") as caught:
+        segmenter(image)
+    assert caught.value.coarse[0].segmentation.shape == (48, 64)
+
+
+def test_given_labels_stay_where_no_mask_reaches(segmenter):
+    image, labels = generate(3, (48, 64))
+    labels = torch.from_numpy(labels).clamp(max=3)
+    labels[:, :20] = 255
+    result = segmenter.with_refinement(sam_iou_threshold=9.0).refine(image, labels, torch.rand(4, 24, 32))
+    assert torch.equal(result.segmentation, labels)
+    assert result.timings["diffusion"] > 0

@@ -1,5 +1,6 @@
 """One SAM, its view of pictures, and the refinement that was asked for."""
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -24,9 +25,22 @@ logger = logging.getLogger(__name__)
 class Refiner:
     """`embed` once per picture, then refine any number of coarse maps of it."""
 
-    def __init__(self, sam: Sam, settings: Refinement, *, refine: str = "sam", name: str = "", compile: bool = False):
-        """sam: from `load_sam`. refine: "sam" or "trident". compile: SAM's image encoder, by torch.compile."""
+    def __init__(
+        self,
+        sam: Sam,
+        settings: Refinement,
+        *,
+        refine: str = "sam",
+        name: str = "",
+        compile: bool = False,
+        diffusion: Any = None,
+    ) -> None:
+        """sam: from `load_sam`. refine: "sam", "sam+sd" or "trident". compile: SAM's image encoder, by torch.compile.
+
+        diffusion: `s2clip.diffusion.DiffusionAffinity` on SAM's device, which smooths the scores before SAM is asked.
+        """
         self.sam, self.settings, self.refine, self.name = sam, settings, refine, name
+        self.diffusion = diffusion
         if compile:
             logger.warning(
                 "compiling SAM's image encoder: the first picture waits one to several minutes for it, in every new "
@@ -41,11 +55,14 @@ class Refiner:
             "sam": self.name,
             "sam_sha256": self.sam.fingerprint.sha256,
             "refinement": dataclasses.asdict(self.settings),
+            **({} if self.diffusion is None else self.diffusion.described),
         }
 
     def with_settings(self, **options: Any) -> "Refiner":
         """The same SAM with some settings replaced."""
-        return Refiner(self.sam, dataclasses.replace(self.settings, **options), refine=self.refine, name=self.name)
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, **options)
+        return other
 
     @torch.inference_mode()
     def embed(self, picture: Tensor) -> Embedding:
@@ -69,15 +86,27 @@ class Refiner:
 
 
 def load_refiner(
-    name: str, settings: Refinement, *, refine: str = "sam", vfm: Any = None, compile: bool = False, **options: Any
+    name: str,
+    settings: Refinement,
+    *,
+    refine: str = "sam",
+    vfm: Any = None,
+    compile: bool = False,
+    diffusion_model: str | None = None,
+    **options: Any,
 ) -> Refiner:
     """The SAM `name` with `load_sam`'s options; a `vfm` that is this SAM already is shared, with what it has seen."""
+    diffusion = None
     if refine == "trident":
         trident.check_extra()
+    if refine == "sam+sd":
+        from s2clip.diffusion import MODEL_ID, DiffusionAffinity
+
+        diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
     model = getattr(vfm, "model", None)
     if isinstance(model, Sam) and SAM_ENCODERS.get(vfm.name) == name:
         share_embeddings(model)
         sam = model
     else:
         sam = load_sam(name, **options)
-    return Refiner(sam, settings, refine=refine, name=name, compile=compile)
+    return Refiner(sam, settings, refine=refine, name=name, compile=compile, diffusion=diffusion)

@@ -8,7 +8,7 @@ from typing import Any
 
 from s2clip.errors import reject
 
-REFINEMENTS = ("none", "trident", "sam")
+REFINEMENTS = ("none", "trident", "sam", "sam+sd")
 
 
 @dataclass(frozen=True, kw_only=True)
