@@ -200,7 +200,7 @@ class Recipe:
         return dataclasses.replace(method, **dataclasses.asdict(self))
 
 
-RECIPES = {"tiny": Recipe(short_side=128, crop=64, stride=32)}  # trained on 64x64
+RECIPES = {"tiny": Recipe(short_side=160, crop=64, stride=32)}  # trained on 64x64
 
 _LAST_BLOCK_ALONE = {"residual": False, "feed_forward": False, "merge": "pixel"}
 _WHOLE_LAST_BLOCK = {"residual": True, "feed_forward": True, "merge": "pixel"}
@@ -257,8 +257,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="s2clip",
-            source="s2clip: levels weighted by entropy, recombined attention, CLIP-VFM affinity",
-            terms=("qq", "kk", "vv"),
+            source="s2clip: levels weighted by entropy, recombined attention, CLIP-VFM affinity; docs/scenes.md",
+            terms=("kk", "vv"),
             levels="middle",
             vfm_weight=0.5,
         ),
