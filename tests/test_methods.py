@@ -162,8 +162,8 @@ def dense_s2clip(clip, image, vfm, share=METHODS["s2clip"].vfm_weight):
         hierarchy = hierarchy + weight * torch.cat([level[:1], smoothing @ level[1:]])
 
     def recombined(tokens):
-        terms = [softmaxed(block, tokens, term) for term in ("qq", "kk", "vv")]
-        return block.mix(tokens, [sum(per_head) / 3 for per_head in zip(*terms, strict=True)])[1:]
+        terms = [softmaxed(block, tokens, term) for term in ("kk", "vv")]
+        return block.mix(tokens, [sum(per_head) / 2 for per_head in zip(*terms, strict=True)])[1:]
 
     value = recombined(states[-1]) + recombined(hierarchy)
     features = vfm.features(image[None])[0]
@@ -233,7 +233,7 @@ def test_vfm_folding_is_the_papers_order(clip, vfm, images):
         {"vfm_weight": 0.0},
         {"vfm_weight": 1.0},
         {"terms": ("qq",)},
-        {"weights": (1.0, 0.5, 0.25)},
+        {"weights": (1.0, 0.25)},
         {"cls_token": False},
         {"gaussian_sigma": 2.0},
         {"residual": True},
