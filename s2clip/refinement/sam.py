@@ -119,7 +119,7 @@ def merge(
     best = torch.zeros(coarse.shape, device=coarse.device)
     merged = coarse.to(torch.int32, copy=True)  # in place from here: a map of 2048x1024 is 8 MB
     first = 0
-    for group in scores.chunks(regions.classes, scores.fine_size):
+    for group, planes in scores.fine(regions.classes):
         position = {index: row for row, index in enumerate(group)}
         rows = [
             position[index]
@@ -132,7 +132,7 @@ def merge(
             logits[first : first + len(rows)],
             rows,
             torch.zeros_like(rows),
-            scores.fine(group)[None],
+            planes[None],
             coarse[None],
             input_size=input_size,
             padded_size=frame,
@@ -143,6 +143,7 @@ def merge(
         quality = score[0].to(best.dtype)
         torch.where(quality > best, names, merged, out=merged)
         torch.where(quality > best, quality, best, out=best)  # not the maximum: NaN never wins
+        del planes, labels, score, quality, names  # 42 MB that the making of the next planes can use
     return merged, best
 
 

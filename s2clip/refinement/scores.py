@@ -36,9 +36,18 @@ class ScoreMaps:
         """P_c at `size` for these classes: [n,h,w]."""
         raise NotImplementedError
 
-    def fine(self, classes: Sequence[int]) -> Tensor:
-        """P_c for the merging, [n,*fine_size], where they are resized to the picture."""
-        return self.planes(classes, self.fine_size)
+    def fine(self, classes: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """For the merging, which resizes them to the picture: (ascending ids, planes [n,*fine_size]) in groups.
+
+        Every class that is asked for is in one group; a group may hold others too.
+        """
+        for group in self.chunks(classes, self.fine_size):
+            yield group, self.planes(group, self.fine_size)
+
+    def whole(self, size: tuple[int, int]) -> Tensor:
+        """All planes at once [K,*size], to the bit what `summary` sees."""
+        groups = self.chunks(range(self.classes), self.largest(size))
+        return torch.cat([self.planes(group, size) for group in groups])
 
     def chunks(self, classes: Sequence[int], size: tuple[int, int]) -> Iterator[Sequence[int]]:
         """The classes in groups whose planes hold at most `CHUNK` elements."""
@@ -86,6 +95,12 @@ class DenseScores(ScoreMaps):
     def own(self, labels: Tensor) -> Tensor:
         """labels [H,W] → P of each pixel's class at their size, 0 where that does not exist."""
         return self.summary(labels).own
+
+    def fine(self, classes: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Neighbours as views, which cost nothing but a byte per value where they are looked through: 8 to a group."""
+        for ids in self.chunks(range(self.classes), (self.fine_size[0], -(-self.fine_size[1] // 8))):
+            if any(index in ids for index in classes):
+                yield ids, self.scores[ids[0] : ids[-1] + 1]
 
     def largest(self, size: tuple[int, int]) -> tuple[int, int]:
         return max(tuple(size), self.fine_size, key=lambda sides: sides[0] * sides[1])

@@ -82,7 +82,7 @@ def _refine_one(
     with watch("components"):
         if settings.faithful:
             maps = published_scores(maps, size)
-        small = maps.planes(range(maps.classes), half)
+        small = maps.whole(half)
         if not small.isfinite().all():
             reject("scores", "finite class scores", "NaN or infinity")
         small_labels = nearest(coarse, half).long()
@@ -91,7 +91,7 @@ def _refine_one(
         one_hot = small_labels[None] == torch.arange(maps.classes, device=device)[:, None, None]
         found = split_regions(one_hot.cpu(), small.cpu().float(), settings)
 
-    full = F.interpolate(maps.fine(range(maps.classes))[None].float(), size, mode="bilinear", align_corners=False)[0]
+    full = F.interpolate(maps.whole(maps.fine_size)[None].float(), size, mode="bilinear", align_corners=False)[0]
     quality = torch.zeros_like(full)
     failed = torch.zeros(half, dtype=torch.bool)
     rows: list[tuple[Tensor, ...]] = []
