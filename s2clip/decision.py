@@ -6,6 +6,7 @@ from torch import Tensor
 
 from s2clip import ops
 from s2clip.encoder import Encoded
+from s2clip.errors import reject
 from s2clip.methods import Method
 from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
 
@@ -51,6 +52,8 @@ def decide(
             threshold=method.threshold,
             background=background,
         )
+        if bool((labels < 0).any()):  # on CUDA a kernel marks such pixels; on the CPU the op has raised
+            reject("cosines", "finite numbers (half precision may have overflowed: try dtype=torch.float32)", "NaN")
         return labels[0].long(), confidence[0]
     scores = _without_small_classes(cosines, size, class_index, method, background)
     labels = scores.argmax(0)

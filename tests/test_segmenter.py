@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from small_models import PATCH, picture, small_clip, small_vfm
 
+from s2clip import decision
 from s2clip.errors import ImageError
 from s2clip.features import patch_features
 from s2clip.methods import METHODS, RECIPES, get_method
@@ -441,3 +442,10 @@ def test_stream_checks_its_arguments(make):
         make().stream([], on_error="skip")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, received 0"):
         make().stream([], batch_size=0)
+
+
+def test_pixels_that_a_kernel_marked_as_not_finite_are_an_error(monkeypatch):
+    marked = torch.full((1, 4, 4), -1, dtype=torch.int32), torch.full((1, 4, 4), torch.nan)
+    monkeypatch.setattr(decision.ops, "classify_pixels", lambda *_, **__: marked)
+    with pytest.raises(ValueError, match="cosines: expected finite"):
+        decision.decide(torch.zeros(1, 2, 2, 2), (4, 4), (0, 1), METHODS["clip"], None)
