@@ -58,9 +58,10 @@ def configuration(
         return Configuration(64, 64, terms < 4, 1, 1)
     if dtype == torch.float32:  # no tensor cores at "ieee": operands sit in registers, so tiles are small
         return Configuration(32, 32 if head_dim <= 64 else 16, terms == 1, 8, 1)
+    whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
     if head_dim > 80:
         block_n = 16 if terms > 1 and (has_bias or arch != 90) else 32
-        return Configuration(128, block_n, terms == 1, 8, 2)
+        return Configuration(128, block_n, terms == 1, 8, 1 if has_bias and not whole else 2)
     # Accumulators that fit beside X and, with a bias, its tile; on sm_90 X is read from shared memory.
     held = 4 if head_dim <= 32 else 3 if head_dim <= 64 else 2
     if arch == 120 and head_dim > 32 and (has_bias or head_dim > 64):
@@ -70,7 +71,7 @@ def configuration(
     fused = terms <= held
     roomy = head_dim <= 64 or arch == 90
     block_n = 32 if fused or roomy or not has_bias else 16
-    if terms == 1 or (roomy and not fused and not has_bias):
+    if terms == 1 or (roomy and not fused and not has_bias and (whole or arch == 90)):
         block_n = 64
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
     wide = arch == 90 and (tokens > 1024 or has_bias)
