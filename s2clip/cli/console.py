@@ -1,0 +1,55 @@
+"""What commands do alike: load models, print, show progress."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from s2clip.cli.program import EnvironmentFailure, ValueFailure
+from s2clip.errors import S2ClipError
+
+if TYPE_CHECKING:
+    from s2clip.segmenter import Segmenter
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """ValueErrors of the block are the user's arguments: exit code 2."""
+    try:
+        yield
+    except S2ClipError:
+        raise
+    except ValueError as error:
+        raise ValueFailure(str(error)) from error
+
+
+def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
+    """`Segmenter.from_pretrained`, with a device that is not there told apart from one that does not exist."""
+    import torch
+
+    from s2clip import Segmenter
+
+    device = model_settings.get("device")
+    if device is not None:
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            raise ValueFailure(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
+    with usage_errors():
+        return Segmenter.from_pretrained(**model_settings, **more)
+
+
+def say(text: str, err: bool = False) -> None:
+    """A line of output; of file names that are not text, what cannot be shown becomes "?"."""
+    click.echo(text.encode("utf-8", "replace").decode(), err=err)
+
+
+def progress(items: Sequence[Any], show: bool) -> Iterable[Any]:
+    """A bar on stderr where there is a terminal and more than one item."""
+    from tqdm import tqdm
+
+    return tqdm(items, disable=not (show and len(items) > 1 and sys.stderr.isatty()), file=sys.stderr, leave=False)

@@ -1,0 +1,53 @@
+"""The frame of every command: errors of the library become one line and an exit code.
+
+Exit codes: 0 ok; 1 some inputs failed; 2 usage; 3 environment (weights, device, output folder, an extra).
+"""
+
+from typing import Any
+
+import click
+
+from s2clip.errors import MissingExtraError, OutputError, WeightsError
+
+INPUTS_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
+
+
+class EnvironmentFailure(click.ClickException):
+    exit_code = ENVIRONMENT
+
+
+class ValueFailure(click.ClickException):
+    """A value that no picture can be segmented with: one line, without click's reminder of the syntax."""
+
+    exit_code = USAGE
+
+
+class Program(click.Group):
+    """Turns the library's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (WeightsError, OutputError, MissingExtraError) as error:
+            raise EnvironmentFailure(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+class ListOptions(click.Command):
+    """Options that may be repeated also take several values at once: `--method clip sclip`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        current, values = None, 0
+        for token in args:
+            if token.startswith("-"):
+                current, values = (token if token in lists else None), 0
+            elif current:
+                if values:
+                    spread.append(current)
+                values += 1
+            spread.append(token)
+        return super().parse_args(ctx, spread)
