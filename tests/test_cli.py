@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from s2clip import cli, images, scenes
+from s2clip.cli.demo import DEMO_SCENE
 from s2clip.inputs import expand, name_outputs
 
 CLASSES = "sky, water; sea, grass, house"
@@ -197,11 +198,16 @@ def test_usage_errors(run, tmp_path, arguments, message):
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
+def forbid_loading(monkeypatch):
+    module = sys.modules["s2clip.cli.segment"]  # as an attribute of the package, the name is the command
+    monkeypatch.setattr(module, "load_segmenter", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+
+
 @pytest.mark.parametrize("output", ["file", "file/below", "/proc/no/such"])
 def test_an_output_folder_that_cannot_be_written_stops_everything_before_the_work(run, tmp_path, monkeypatch, output):
     paint(tmp_path / "a.png")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli, "load_segmenter", lambda *args, **kwargs: pytest.fail("work was done"))
+    forbid_loading(monkeypatch)
     result = run("segment", "a.png", "--classes", CLASSES, "-o", output)
     assert result.exit_code == 3
     assert f"{output}: cannot write there" in one_line(result)
@@ -227,7 +233,7 @@ def test_a_device_that_is_not_there(run, tmp_path, monkeypatch):
 
 
 def test_only_bad_inputs_load_no_model(run, monkeypatch):
-    monkeypatch.setattr(cli, "load_segmenter", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    forbid_loading(monkeypatch)
     result = run("segment", "no.png", "--classes", CLASSES)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == ["failed: no.png: no such file", "0 done, 1 failed"]
@@ -269,11 +275,11 @@ def test_demo_writes_its_files_and_says_where(run, tmp_path):
     result = run("demo")
     assert result.exit_code == 0, result.output
     for name in ("input.png", "png", "overlay.png"):
-        path = f"out/demo/scene-{cli.DEMO_SCENE}.{name}"
+        path = f"out/demo/scene-{DEMO_SCENE}.{name}"
         assert path in result.stdout
         assert (tmp_path / path).is_file()
-    truth = scenes.generate(cli.DEMO_SCENE)[1]
-    assert np.asarray(opened(tmp_path / f"out/demo/scene-{cli.DEMO_SCENE}.png")).shape == truth.shape
+    truth = scenes.generate(DEMO_SCENE)[1]
+    assert np.asarray(opened(tmp_path / f"out/demo/scene-{DEMO_SCENE}.png")).shape == truth.shape
     for name in ("%", "load", "ms"):
         assert name in result.stdout
     record = json.loads(run("demo", "--json", "--scene", "3").stdout)
