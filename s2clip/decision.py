@@ -1,14 +1,47 @@
 """Encoded picture and text vectors to a label map: cosines, softmax over the words, the choice of a class."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
-from s2clip.encoder import Encoded
 from s2clip.errors import reject
-from s2clip.methods import Method
 from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
+
+if TYPE_CHECKING:
+    from s2clip.encoder import Encoded
+    from s2clip.methods import Method
+
+
+class Decision(NamedTuple):
+    """What the words came to on one picture."""
+
+    labels: Tensor
+    """[H,W] int64 class numbers."""
+    confidence: Tensor
+    """[H,W] float32, the score of the label before any background was put in its place."""
+    scores: ScoreMaps | None
+    """P_c of all K classes where they were asked for."""
+
+
+def decide_picture(
+    encoded: Encoded,
+    text: Tensor,
+    class_index: tuple[int, ...],
+    background: int | None,
+    method: Method,
+    *,
+    with_scores: bool,
+) -> Decision:
+    """The shared decision about one picture: cosines with the text's unit rows [Q,C], then `decide`."""
+    cosines = cosine_maps(encoded, text)
+    settings = (encoded.size, class_index, method, background)
+    labels, confidence = decide(cosines, *settings)
+    return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
 
 
 def cosine_maps(encoded: Encoded, text: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Pictures to patch features in CLIP's joint space: resize, windows, batches, merging. Knows no words."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip.errors import reject
-from s2clip.features import patch_features
 from s2clip.methods import Method
+from s2clip.published.extension import Models, Windows, resolve_extension
 from s2clip.stopwatch import Stopwatch
-from s2clip.windows import Box, cut_windows, padding, resize, resized_size, splice, window_boxes
+from s2clip.windows import Box, cut_windows, nearest, padding, splice, window_boxes
 
 if TYPE_CHECKING:
     from s2clip.refinement.sam import Embedding
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Encoded:
     """One picture, ready for any words: unit vectors on a grid, per window or for the whole picture.
 
-    picture uint8 [3,H,W] as it came; features [n,C,h,w] float32. n = 1 and one box where windows were spliced; else the
-    windows of `merge="pixel"`, each of which covers `inner` of its `padded` pixels.
+    picture uint8 [3,H,W] as it came; features [n,C,h,w] float32 ([n,S,C,h,w] of a method that gives S at once). n = 1
+    and one box where windows were spliced; else the windows of `merge="pixel"`, each of which covers `inner` of its
+    `padded` pixels.
     """
 
     picture: Tensor
@@ -44,6 +45,10 @@ class Encoded:
     """Milliseconds per stage; those of a batch are shared out by windows."""
     sam: "Embedding | None" = None
     """SAM's view of the picture, where a refinement needs one."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's extension keeps for its decision, each [windows,...]."""
+    regions: Tensor | None = None
+    """[H,W] int64 ids of the picture's regions, where the method needs them."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,8 +64,11 @@ class _Job:
     canvas: tuple[int, int]
     boxes: list[Box]
     windows: Tensor
+    regions: Tensor | None
+    region_windows: Tensor | None
     watch: Stopwatch
     features: list[Tensor] = field(default_factory=list)
+    extra: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Encoder:
@@ -75,10 +83,11 @@ class Encoder:
     """
 
     def __init__(
-        self, clip, vfm, method: Method, *, max_batch: int | None = None, mix_pictures: bool | None = None
+        self, models: Models, method: Method, *, max_batch: int | None = None, mix_pictures: bool | None = None
     ) -> None:
+        clip, vfm = models.clip, models.vfm
         on_cuda = clip.device.type == "cuda"
-        self.clip, self.vfm, self.method = clip, vfm, method
+        self.models, self.clip, self.method, self.extension = models, clip, method, resolve_extension(method)
         self.max_batch = max_batch if max_batch is not None else (32 if on_cuda else 8)
         self.mix_pictures = mix_pictures if mix_pictures is not None else on_cuda
         if self.max_batch < 1:
@@ -93,37 +102,47 @@ class Encoder:
                     reject(name, f"a multiple of {patch}, the patch of {clip.name}, for merge='splice'", value)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Tensor]) -> list[Encoded]:
-        """Pictures uint8 [3,H,W], of any sizes, in order."""
-        jobs = [self._prepare(picture) for picture in pictures]
+    def __call__(self, pictures: Sequence[Tensor], regions: Sequence[Tensor] | None = None) -> list[Encoded]:
+        """Pictures uint8 [3,H,W], of any sizes, in order; regions: ids [H,W] of each, for a method that needs them."""
+        jobs = [self._prepare(*one) for one in zip(pictures, regions or [None] * len(pictures), strict=True)]
         clocks = [(batch, self._run(batch)) for batch in self._batches(jobs)]
         encoded = [self._merge(job) for job in jobs]
         timings = {id(job): job.watch.milliseconds() for job in jobs}
         for batch, watch in clocks:
-            total = sum(len(windows) for _, windows in batch)
+            total = sum(len(job.windows[part]) for job, part in batch)
             for stage, value in watch.milliseconds().items():
-                for job, windows in batch:
+                for job, part in batch:
                     own = timings[id(job)]
-                    own[stage] = own.get(stage, 0.0) + value * len(windows) / total
+                    own[stage] = own.get(stage, 0.0) + value * len(job.windows[part]) / total
         return [replace(one, timings=timings[id(job)]) for one, job in zip(encoded, jobs, strict=True)]
 
-    def _prepare(self, picture: Tensor) -> _Job:
+    def _prepare(self, picture: Tensor, regions: Tensor | None) -> _Job:
         method, clip = self.method, self.clip
         watch = Stopwatch(clip.device)
         with watch("resize"):
             multiple = self.multiple if method.merge == "splice" else 1
-            canvas = resized_size(*picture.shape[1:], method.short_side, method.long_side, multiple)
-            resized = resize(picture.to(clip.device), canvas, antialias=method.antialias)
+            resized = self.extension.prepare(picture.to(clip.device), method, multiple)
+            canvas = (resized.shape[1], resized.shape[2])
             boxes = window_boxes(*canvas, method.crop, method.stride)
             windows = cut_windows(resized, boxes, self.multiple, clip.mean.flatten())
-        return _Job(picture, canvas, boxes, windows, watch)
+            region_windows = None
+            if regions is not None:
+                ids, outside = nearest(regions.to(clip.device).long(), canvas), torch.tensor([-1])
+                region_windows = cut_windows(ids[None], boxes, self.multiple, outside)[:, 0]
+        return _Job(picture, canvas, boxes, windows, regions, region_windows, watch)
 
-    def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[tuple[_Job, Tensor]]]:
-        """Lists of (picture, some of its windows [k,3,h,w]) of one window size, at most `max_batch` windows in all."""
+    def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[tuple[_Job, slice]]]:
+        """Lists of (picture, which of its windows) of one window size, at most `max_batch` windows in all.
+
+        A method whose windows depend on each other gets all those of one picture at once, however many.
+        """
+        if self.extension.whole_picture:
+            yield from ([(job, slice(0, len(job.windows)))] for job in jobs)
+            return
         if not self.mix_pictures:
             for job in jobs:
-                for windows in job.windows.split(self.max_batch):
-                    yield [(job, windows)]
+                for start in range(0, len(job.windows), self.max_batch):
+                    yield [(job, slice(start, start + self.max_batch))]
             return
         by_shape: dict[tuple[int, ...], list[_Job]] = {}
         for job in jobs:
@@ -131,41 +150,58 @@ class Encoder:
         for group in by_shape.values():
             batch, room = [], self.max_batch
             for job in group:
-                windows = job.windows
-                while len(windows):
-                    batch.append((job, windows[:room]))
-                    windows, room = windows[room:], room - len(windows[:room])
+                start, count = 0, len(job.windows)
+                while start < count:
+                    stop = min(start + room, count)
+                    batch.append((job, slice(start, stop)))
+                    start, room = stop, room - (stop - start)
                     if room == 0:
                         yield batch
                         batch, room = [], self.max_batch
             if batch:
                 yield batch
 
-    def _run(self, batch: list[tuple[_Job, Tensor]]) -> Stopwatch:
+    def _run(self, batch: list[tuple[_Job, slice]]) -> Stopwatch:
         watch = Stopwatch(self.clip.device)
-        windows = batch[0][1] if len(batch) == 1 else torch.cat([windows for _, windows in batch])
-        features = patch_features(windows, self.method, self.clip, self.vfm, watch)
+        images = _joined([job.windows[part] for job, part in batch])
+        regions = None
+        if batch[0][0].region_windows is not None:
+            regions = _joined([job.region_windows[part] for job, part in batch])
+        windows = Windows(images, regions, self.max_batch)
+        features, extra = self.extension.window_features(windows, self.models, self.method, watch)
         if self.method.merge == "pixel":
             with watch("head"):
                 features = self._head(features)
-        for (job, _), part in zip(batch, features.split([len(windows) for _, windows in batch]), strict=True):
-            job.features.append(part)
+        lengths = [len(job.windows[part]) for job, part in batch]
+        for (job, _), own in zip(batch, features.split(lengths), strict=True):
+            job.features.append(own)
+        for name, values in extra.items():
+            for (job, _), own in zip(batch, values.split(lengths), strict=True):
+                job.extra.setdefault(name, []).append(own)
         return watch
 
     def _merge(self, job: _Job) -> Encoded:
-        features = torch.cat(job.features)
+        features, sam = torch.cat(job.features), None
         height, width = job.boxes[0].size
         inner, padded, boxes = padding(height, width, self.multiple), tuple(job.windows.shape[2:]), job.boxes
         spliced = self.method.merge == "splice"
         if spliced:
             with job.watch("head"):
                 whole = splice(features.float(), job.boxes, job.canvas, self.clip.patch_size)
+            whole, sam = self.extension.picture_features(whole, job.picture, self.models, self.method, job.watch)
+            with job.watch("head"):
                 features = self._head(whole[None])
             boxes, padded = [Box(0, 0, *job.canvas)], job.canvas
             inner = boxes[0]
-        return Encoded(job.picture, features, tuple(boxes), inner, padded, job.canvas, spliced)
+        extra = {name: torch.cat(values) for name, values in job.extra.items()}
+        geometry = (tuple(boxes), inner, padded, job.canvas)
+        return Encoded(job.picture, features, *geometry, spliced, sam=sam, extra=extra, regions=job.regions)
 
     def _head(self, features: Tensor) -> Tensor:
-        """[n,D,h,w] → unit vectors [n,C,h,w] float32: LN_post, projection, normalisation."""
-        joint = self.clip.head(features.permute(0, 2, 3, 1)).float()
-        return F.normalize(joint, dim=-1).permute(0, 3, 1, 2).contiguous()
+        """[...,D,h,w] → unit vectors [...,C,h,w] float32: LN_post, projection, normalisation."""
+        joint = self.clip.head(features.movedim(-3, -1)).float()
+        return F.normalize(joint, dim=-1).movedim(-1, -3).contiguous()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

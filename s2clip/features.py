@@ -3,18 +3,24 @@
 Formulas: the docstring of `s2clip.methods`. Every window is computed on its own: nothing is averaged over the batch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
 from s2clip.errors import reject
-from s2clip.methods import Method
 from s2clip.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from s2clip.methods import Method
 
 
 def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None) -> Tensor:
-    """Patch features before the vision head.
+    """Patch features before the vision head, by the method's fields alone; an extension may call it.
 
     images [B,3,H,W] RGB in [0,1], sides multiples of CLIP's patch → F [B,D,h,w] in CLIP's width D. The grid h x w is
     the VFM's where one takes part, CLIP's (H/patch x W/patch) otherwise. `clip` is a `CLIPBackbone`, `vfm` a

@@ -7,7 +7,8 @@ One code path computes them all (`s2clip.features`). Per window, with X_l the to
     F    = affinity of λ·VFM and (1-λ)·ω·levels, applied to F   when `vfm_weight` is given
     z    = LN_post(F) P,   cos(z, text)
 
-and per picture windows, averaging, softmax with the logit scale, and the choice of a class. What differs is here.
+and per picture windows, averaging, softmax with the logit scale, and the choice of a class. What differs is here; what
+does not fit this formula is a method's `extension`, from the package `s2clip.published`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 from s2clip.errors import reject
+from s2clip.published.extension import Extension, replace_fields
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
 MERGES = ("splice", "pixel")
@@ -95,6 +97,9 @@ class Method:
     area_threshold: float | None = None
     """[θ] 0..1: a foreground class with at most this share of the foreground pixels is dropped (SCLIP on VOC21)."""
 
+    extension: Extension | None = None
+    """What the fields above cannot say, with settings of its own: see `s2clip.published.extension`."""
+
     def __post_init__(self) -> None:
         for field in ("terms", "weights", "levels", "templates"):
             if isinstance(getattr(self, field), list):
@@ -103,6 +108,8 @@ class Method:
         self._check_levels_and_affinity()
         self._check_picture()
         self._check_decision()
+        extension = self.extension
+        self._require(extension is None or isinstance(extension, Extension), "extension", "None or an Extension")
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
@@ -170,7 +177,22 @@ class Method:
     @property
     def uses_vfm(self) -> bool:
         """Whether a vision foundation model is needed."""
-        return bool(self.vfm_weight)
+        return bool(self.vfm_weight) or (self.extension is not None and self.extension.needs_vfm)
+
+    @property
+    def uses_sam(self) -> bool:
+        """Whether SAM is needed, refinement aside."""
+        return self.extension is not None and self.extension.needs_sam
+
+    @property
+    def uses_diffusion(self) -> bool:
+        """Whether Stable Diffusion is needed, refinement aside."""
+        return self.extension is not None and self.extension.needs_diffusion
+
+    @property
+    def uses_regions(self) -> bool:
+        """Whether regions of every picture must be given."""
+        return self.extension is not None and self.extension.needs_regions
 
     @property
     def uses_levels(self) -> bool:
@@ -267,11 +289,18 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(name: str | Method, **fields: object) -> Method:
-    """A method by name, with `fields` replaced. An unknown name or field raises `ValueError` listing the valid ones."""
+    """A method by name, with `fields` replaced; `**{"extension.depth": 3}` is a field of its extension.
+
+    An unknown name or field raises `ValueError` listing the valid ones.
+    """
     if isinstance(name, str) and name not in METHODS:
         reject("method", f"one of {', '.join(METHODS)}", repr(name))
+    method = METHODS[name] if isinstance(name, str) else name
     valid = [field.name for field in dataclasses.fields(Method)]
-    for field in fields:
+    own = {field: value for field, value in fields.items() if not field.startswith("extension.")}
+    for field in own:
         if field not in valid:
             reject("method", f"the fields {', '.join(valid)}", repr(field))
-    return dataclasses.replace(METHODS[name] if isinstance(name, str) else name, **fields)
+    inner = {field.removeprefix("extension."): value for field, value in fields.items() if field not in own}
+    method = dataclasses.replace(method, **own)
+    return dataclasses.replace(method, extension=replace_fields(method.extension, inner))

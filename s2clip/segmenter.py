@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2clip.decision import cosine_maps, decide, score_maps
 from s2clip.encoder import Encoded, Encoder
 from s2clip.errors import ImageError, RefinementError, reject
 from s2clip.images import MAX_PIXELS, Source, read_image
 from s2clip.methods import RECIPES, Method, get_method
+from s2clip.published.extension import Models, resolve_extension
 from s2clip.refinement.scores import DenseScores, ScoreMaps
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.result import Result
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from s2clip.refinement.sam import Refined
 
 logger = logging.getLogger(__name__)
+
+RegionSource = Callable[[Tensor, str | None], Tensor]
+"""A picture uint8 [3,H,W] and its path, if it has one → integers [H,W], the id of each pixel's region."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Segmenter:
         clip,
         *,
         vfm=None,
+        sam=None,
+        diffusion=None,
+        regions: RegionSource | None = None,
         refiner=None,
         method: str | Method = "s2clip",
         max_batch: int | None = None,
@@ -71,15 +77,25 @@ class Segmenter:
         """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
 
         clip: `s2clip.backbones.clip.CLIPBackbone`. vfm: `s2clip.backbones.vfm.VisionFeatures` on the same device,
-        needed where `method.uses_vfm`. refiner: `s2clip.refinement.refiner.Refiner`, None for the coarse map alone.
-        max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
+        needed where `method.uses_vfm`. sam: from `s2clip.backbones.sam.load_sam`, where `method.uses_sam`; that of a
+        refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
+        region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
+        the coarse map alone. max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
-        if self.method.uses_vfm and vfm is None:
-            reject("vfm", f"a vision foundation model for method {self.method.name}", None)
-        self.clip, self.vfm, self.max_pixels = clip, vfm, max_pixels
+        self._models = Models(clip, vfm, sam or getattr(refiner, "sam", None), diffusion)
+        for argument, value, needed, what in (
+            ("vfm", vfm, self.method.uses_vfm, "a vision foundation model"),
+            ("sam", self._models.sam, self.method.uses_sam, "a SAM"),
+            ("diffusion", diffusion, self.method.uses_diffusion, "a DiffusionAffinity"),
+            ("regions", regions, self.method.uses_regions, "a function that gives a picture's region ids"),
+        ):
+            if needed and value is None:
+                reject(argument, f"{what} for method {self.method.name}", None)
+        self.clip, self.vfm, self.regions, self.max_pixels = clip, vfm, regions, max_pixels
         self.refiner = refiner
-        self._encoder = Encoder(clip, vfm, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
+        self._extension = resolve_extension(self.method)
+        self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
         self._text = TextEncoder(clip)
         self._vocabulary: Vocabulary | None = None
         self._background: int | None = None
@@ -94,6 +110,7 @@ class Segmenter:
         sam: str | None = None,
         refine_options: Refinement | Mapping[str, Any] | None = None,
         diffusion_model: str | None = None,
+        regions: RegionSource | None = None,
         method: str | Method = "s2clip",
         compile: bool = False,
         device: str | torch.device | None = None,
@@ -118,10 +135,12 @@ class Segmenter:
             refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
                 as published, region by region on the host, to compare with (needs scikit-image, extra `trident`);
                 "sam+sd", Stable Diffusion's self-attention first and SAM after it (needs the extra `diffusion`).
-            sam: "sam-tiny", "sam-vit-b", "sam-vit-l" or "sam-vit-h", loaded only to refine; None: "sam-tiny" with model
-                "tiny", else "sam-vit-b".
+            sam: "sam-tiny", "sam-vit-b", "sam-vit-l" or "sam-vit-h", loaded to refine or for a method that uses one;
+                None: "sam-tiny" with model "tiny", else "sam-vit-b".
             refine_options: fields of `s2clip.refinement.settings.Refinement`, `{"sam_iou_threshold": 0.9}`.
-            diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd"; None: `s2clip.diffusion.MODEL_ID`.
+            diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd" or a method that uses it; None:
+                `s2clip.diffusion.MODEL_ID`.
+            regions: region ids of a picture, from its pixels and path, for a method that needs them.
             compile: compile SAM's image encoder; the first picture waits minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
@@ -132,16 +151,16 @@ class Segmenter:
                 given here replaces both.
             max_batch, mix_pictures: see `s2clip.encoder.Encoder`.
             max_pixels: pictures with more pixels are refused before they are decoded.
-            fields: any other field of `Method`, to change one value: `tau=2.0`.
+            fields: any other field of `Method`, to change one value: `tau=2.0`, or `**{"extension.depth": 3}`.
 
         Raises:
             ValueError: unknown name (the valid ones are listed) or value.
             WeightsError: weights that are not there or not what their name says.
         """
         from s2clip.backbones.clip import CLIP_NAMES, load_clip
-        from s2clip.backbones.sam import SAM_NAMES
+        from s2clip.backbones.sam import SAM_NAMES, load_sam
         from s2clip.backbones.vfm import VFM_NAMES, load_vfm
-        from s2clip.refinement.refiner import load_refiner
+        from s2clip.refinement.refiner import load_refiner, shared_sam
 
         check_refinement(refine)
         method = get_method(method)
@@ -167,13 +186,23 @@ class Segmenter:
         }
         clip = load_clip(model, **options)
         features = load_vfm(vfm, **options) if method.uses_vfm else None
-        refiner = None
+        own_sam = own_diffusion = refiner = None
+        if method.uses_sam:
+            own_sam = shared_sam(features, sam) or load_sam(sam, **options)
+        if method.uses_diffusion:
+            from s2clip.diffusion import MODEL_ID, DiffusionAffinity
+
+            own_diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
         if refine != "none":
-            options |= {"vfm": features, "compile": compile, "diffusion_model": diffusion_model}
+            options |= {"vfm": features, "sam": own_sam, "compile": compile}
+            options |= {"diffusion": own_diffusion, "diffusion_model": diffusion_model}
             refiner = load_refiner(sam, settings, refine=refine, **options)
         return cls(
             clip,
             vfm=features,
+            sam=own_sam,
+            diffusion=own_diffusion,
+            regions=regions,
             refiner=refiner,
             method=method,
             max_batch=max_batch,
@@ -340,11 +369,16 @@ class Segmenter:
                 with watch("text"):
                     text = self._text(words.words, self.method.templates)
                 with watch("classify"):
-                    cosines = cosine_maps(one, text)
-                    decision = (one.size, words.class_index, self.method, background)
-                    labels, confidence = decide(cosines, *decision)
-                    if self.refiner is not None:
-                        scores.append(score_maps(cosines, *decision))
+                    labels, confidence, maps = self._extension.decide(
+                        one,
+                        text,
+                        words.class_index,
+                        background,
+                        self._models,
+                        self.method,
+                        with_scores=self.refiner is not None,
+                    )
+                    scores.append(maps)
             results.append(
                 Result(
                     segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
@@ -388,9 +422,13 @@ class Segmenter:
     def settings(self) -> dict[str, Any]:
         """What was resolved, as JSON values: models, sha256 of their weights, device, dtype, the method's fields."""
         models = {"clip": self.clip} | ({"vfm": self.vfm} if self.method.uses_vfm else {})
+        hashes = {role: model.weights_sha256 for role, model in models.items()}
+        if self.method.uses_sam:
+            hashes["sam"] = self._models.sam.fingerprint.sha256
         return {
             **{role: model.name for role, model in models.items()},
-            "weights_sha256": {role: model.weights_sha256 for role, model in models.items()},
+            "weights_sha256": hashes,
+            **(self._models.diffusion.described if self.method.uses_diffusion else {}),
             "device": str(self.device),
             "dtype": str(self.clip.dtype).removeprefix("torch."),
             "refine": "none" if self.refiner is None else self.refiner.refine,
@@ -408,17 +446,24 @@ class Segmenter:
         return _Picture(pixels, name, (time.perf_counter() - start) * 1000)
 
     def _encode(self, pictures: Sequence[_Picture]) -> list[Encoded]:
-        encoded = self._encoder([picture.pixels for picture in pictures])
+        regions = [self._regions_of(picture) for picture in pictures] if self.method.uses_regions else None
+        encoded = self._encoder([picture.pixels for picture in pictures], regions)
         complete = []
         for one, picture in zip(encoded, pictures, strict=True):
-            timings, embedding = {"read": picture.milliseconds, **one.timings}, None
-            if self.refiner is not None:
+            timings, embedding = {"read": picture.milliseconds, **one.timings}, one.sam
+            if self.refiner is not None and embedding is None:
                 watch = Stopwatch(self.device)
                 with watch("sam_encoder"):
                     embedding = self.refiner.embed(picture.pixels)
                 timings |= watch.milliseconds()
             complete.append(dataclasses.replace(one, source=picture.source, timings=timings, sam=embedding))
         return complete
+
+    def _regions_of(self, picture: _Picture) -> Tensor:
+        ids, size = torch.as_tensor(self.regions(picture.pixels, picture.source)), tuple(picture.pixels.shape[1:])
+        if tuple(ids.shape) != size or ids.is_floating_point() or ids.dtype == torch.bool:
+            reject("regions", f"integers [H,W] = {list(size)}", f"{ids.dtype} {list(ids.shape)}")
+        return ids.long()
 
     def _resolve(self, classes: str | Sequence[str], background: int | str | None) -> tuple[Vocabulary, int | None]:
         words = vocabulary(classes)

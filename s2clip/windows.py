@@ -62,6 +62,14 @@ def _linear_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tens
     return low, (low + 1).clamp(max=old - 1), (position - low).float()
 
 
+def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """[H,W] of any dtype → [h,w]: output row i is input row ⌊i·H/h⌋."""
+    rows, columns = (
+        torch.arange(new, device=labels.device) * old // new for old, new in zip(labels.shape, size, strict=True)
+    )
+    return labels.index_select(0, rows).index_select(1, columns)
+
+
 def window_starts(size: int, crop: int | None, stride: int) -> list[int]:
     """First pixels of max(⌈(size - crop)/stride⌉, 0) + 1 windows; the last is moved back to end at the border."""
     if crop is None or crop >= size:
@@ -87,14 +95,14 @@ def padding(height: int, width: int, multiple: int) -> Box:
 
 
 def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor) -> Tensor:
-    """[3,H,W] → [n,3,h,w]: the boxes, each padded with the colour `fill` [3] to a multiple of `multiple`.
+    """[C,H,W] → [n,C,h,w]: the boxes, each padded with the values `fill` [C] to a multiple of `multiple`.
 
     ClearCLIP and ProxyCLIP pad with zeros after normalisation: the mean colour. The odd pixel goes right or bottom.
     """
     height, width = boxes[0].size
     inner = padding(height, width, multiple)
     padded_height, padded_width = (math.ceil(side / multiple) * multiple for side in (height, width))
-    windows = fill.to(image)[:, None, None].expand(len(boxes), 3, padded_height, padded_width).clone()
+    windows = fill.to(image)[:, None, None].expand(len(boxes), len(fill), padded_height, padded_width).clone()
     for window, box in zip(windows, boxes, strict=True):
         window[:, inner.top : inner.bottom, inner.left : inner.right] = image[
             :, box.top : box.bottom, box.left : box.right

@@ -16,6 +16,7 @@ from s2clip.errors import reject
 from s2clip.ops import Components
 from s2clip.refinement.scores import DenseScores, ScoreMaps, half_size
 from s2clip.refinement.settings import Refinement
+from s2clip.windows import nearest
 
 
 class Regions(NamedTuple):
@@ -41,14 +42,6 @@ class Prompts(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.mask_index)
-
-
-def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """[H,W] → [h,w] of the same dtype: output row i is input row ⌊i·H/h⌋."""
-    rows, columns = (
-        torch.arange(new, device=labels.device) * old // new for old, new in zip(labels.shape, size, strict=True)
-    )
-    return labels.index_select(0, rows).index_select(1, columns)
 
 
 def half_resolution(labels: Tensor, scores: ScoreMaps, settings: Refinement) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -91,22 +91,30 @@ def load_refiner(
     *,
     refine: str = "sam",
     vfm: Any = None,
+    sam: Sam | None = None,
     compile: bool = False,
+    diffusion: Any = None,
     diffusion_model: str | None = None,
     **options: Any,
 ) -> Refiner:
-    """The SAM `name` with `load_sam`'s options; a `vfm` that is this SAM already is shared, with what it has seen."""
-    diffusion = None
+    """The SAM `name` with `load_sam`'s options; `sam`, `diffusion`: what is loaded already, for the method's own use.
+
+    A `vfm` that is this SAM is shared, too.
+    """
     if refine == "trident":
         trident.check_extra()
-    if refine == "sam+sd":
+    if refine == "sam+sd" and diffusion is None:
         from s2clip.diffusion import MODEL_ID, DiffusionAffinity
 
         diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
+    sam = sam or shared_sam(vfm, name) or load_sam(name, **options)
+    return Refiner(sam, settings, refine=refine, name=name, compile=compile, diffusion=diffusion)
+
+
+def shared_sam(vfm: Any, name: str) -> Sam | None:
+    """The SAM inside a `VisionFeatures`, if it is the one called `name`; it remembers what it has seen from now on."""
     model = getattr(vfm, "model", None)
     if isinstance(model, Sam) and SAM_ENCODERS.get(vfm.name) == name:
         share_embeddings(model)
-        sam = model
-    else:
-        sam = load_sam(name, **options)
-    return Refiner(sam, settings, refine=refine, name=name, compile=compile, diffusion=diffusion)
+        return model
+    return None

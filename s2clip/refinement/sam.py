@@ -16,12 +16,12 @@ from s2clip.refinement.prompts import (
     find_regions,
     half_size,
     make_prompts,
-    nearest,
     published_scores,
 )
 from s2clip.refinement.scores import ScoreMaps
 from s2clip.refinement.settings import Refinement
 from s2clip.stopwatch import Stopwatch
+from s2clip.windows import nearest
 
 NEVER = -1e4
 """A logit that is no mask anywhere, for regions that failed; finite, because it is interpolated."""
