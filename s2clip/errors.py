@@ -11,6 +11,10 @@ class ImageError(S2ClipError, ValueError):
     """A picture that cannot be used: the message is `NAME: reason` in one line."""
 
 
+class DatasetError(S2ClipError, ValueError):
+    """A data set that cannot be read: the file or folder, what is wrong with it, what to do, in one line."""
+
+
 class WeightsError(S2ClipError, RuntimeError):
     """Weights that are missing or not what their name says: model, where looked, how to get them."""
 

@@ -1,0 +1,74 @@
+"""Label maps in: PNG (palette, grey, 16 bit) to class ids by one table look-up."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from s2clip.errors import DatasetError
+from s2clip.evaluation.benchmarks import IGNORE, Benchmark
+from s2clip.images import DAMAGE
+
+INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
+INVALID = 254  # no data set has that many classes
+_ORIENTATION = 0x0112
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """The numbers as they stand in the file, [H,W] uint8 or int32; a palette PNG gives its indices.
+
+    Raises:
+        DatasetError: missing, damaged, or colours instead of numbers; one line naming the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in INDEXED:
+                raise DatasetError(
+                    f"{path}: expected one label per pixel (grey or palette PNG), received mode {image.mode}; "
+                    "colour pictures of labels have to be turned into labels first"
+                )
+            values = np.asarray(image)
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such annotation") from None
+    except DAMAGE as error:
+        raise DatasetError(f"{path}: cannot be read as a label map ({error}); unpack or convert it again") from None
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def class_table(facts: Benchmark) -> np.ndarray:
+    """uint8 [256]: file value → class id, 255 where it does not count, 254 where the data set has no such value."""
+    table = np.full(256, INVALID, np.uint8)
+    low, high = facts.values
+    shift = int(facts.reduce_zero_label)
+    table[low + shift : high + 1] = np.arange(low, high + 1 - shift)
+    table[[IGNORE] + [0] * shift] = IGNORE
+    return table
+
+
+def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[values], uint8. `ValueError` telling the values that the table does not have."""
+    if values.dtype != np.uint8:
+        if not 0 <= values.min(initial=0) <= values.max(initial=0) < len(table):
+            raise ValueError(f"{values.min()} to {values.max()}")
+        values = values.astype(np.uint8)
+    # 2 ms at 1024x2048, where indexing takes 16
+    ids = np.frombuffer(bytearray(values.tobytes().translate(table.tobytes())), np.uint8).reshape(values.shape)
+    if (unknown := ids == INVALID).any():
+        bad = np.unique(values[unknown])
+        raise ValueError(", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+    return ids
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture, upright, from its header alone. `DatasetError` where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such picture") from None
+    except DAMAGE as error:
+        raise DatasetError(f"{path}: cannot be read as a picture ({error}); unpack it again") from None
+    return (width, height) if turned else (height, width)
