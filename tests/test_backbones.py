@@ -214,11 +214,19 @@ def test_meta_positions_follow_the_published_formula(grid):
 
 def test_grid_shape_decides_not_the_number_of_tokens():
     table = torch.randn(196, 6, generator=torch.Generator().manual_seed(0))
-    for interp in ("meta", "timm"):
+    for interp in ("meta", "timm", "bilinear"):
         assert torch.equal(resample_positions(table, (14, 14), (14, 14), interp), table)
         wide = resample_positions(table, (14, 14), (7, 28), interp)
         assert wide.shape == table.shape
         assert (wide - table).abs().max() > 0.5
+
+
+def test_bilinear_positions_are_weighted_means_of_their_neighbours():
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))  # 2x3
+    received = resample_positions(table, (2, 3), (4, 3), "bilinear").view(4, 3, 4)
+    rows = table.view(2, 3, 4)
+    for row, (first, share) in enumerate([(0, 0.0), (0, 0.25), (0, 0.75), (0, 1.0)]):
+        torch.testing.assert_close(received[row], rows[first] * (1 - share) + rows[1] * share)
 
 
 def test_positions_are_read_only_and_checked():
@@ -228,8 +236,8 @@ def test_positions_are_read_only_and_checked():
     resample_positions(table, (6, 6), (3, 3), "meta")
     assert torch.equal(table, before)
     assert torch.equal(first, resample_positions(table, (6, 6), (9, 4), "meta"))
-    with pytest.raises(ValueError, match=r"pos_embed_interp: expected one of meta, timm, received 'bilinear'"):
-        resample_positions(table, (6, 6), (9, 4), "bilinear")
+    with pytest.raises(ValueError, match=r"pos_embed_interp: expected one of meta, timm, bilinear, received 'nearest'"):
+        resample_positions(table, (6, 6), (9, 4), "nearest")
     with pytest.raises(ValueError, match=r"table: expected 5·6 rows, received 36"):
         resample_positions(table, (5, 6), (9, 4), "meta")
 
@@ -237,7 +245,7 @@ def test_positions_are_read_only_and_checked():
 def test_clip_resamples_its_positions_by_the_chosen_way():
     model = small_clip()
     table = model.visual.positional_embedding
-    for interp in ("meta", "timm"):
+    for interp in ("meta", "timm", "bilinear"):
         backbone = CLIPBackbone(copy.deepcopy(model), None, name="small", pos_embed_interp=interp)
         resized = CLIP(
             embed_dim=24,

@@ -89,12 +89,25 @@ class CLIPBackbone(nn.Module):
     def weights_sha256(self) -> str:
         return self._fingerprint.sha256
 
-    def hidden_states(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+    def hidden_states(
+        self, images: Tensor, *, pos_embed_interp: PosEmbedInterp | None = None
+    ) -> tuple[list[Tensor], tuple[int, int]]:
         """images [B,3,H,W] in [0,1] -> ([X_0, …, X_{L−1}], each [B,1+N,D], class token first), (rows, columns).
 
         X_{L−1} is the last block's input: methods differ in the last block, so it is left to them.
-        H and W must be multiples of the patch size (ValueError).
+        H and W must be multiples of the patch size (ValueError). pos_embed_interp: in place of the backbone's own.
         """
+        x, grid = self.embed(images, pos_embed_interp=pos_embed_interp)
+        states = [x]
+        for index in range(self.layers - 1):
+            x = self.block(x, index)
+            states.append(x)
+        return states, grid
+
+    def embed(
+        self, images: Tensor, *, pos_embed_interp: PosEmbedInterp | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """X_0 and the grid, for who runs the blocks himself; as `hidden_states`."""
         check_images(images)
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
@@ -102,19 +115,12 @@ class CLIPBackbone(nn.Module):
                 f"images: expected height and width to be multiples of {self.patch_size} for {self.name}, "
                 f"received {height}×{width}"
             )
-        x, grid = self._embed(images)
-        states = [x]
-        for index in range(self.layers - 1):
-            x = self.block(x, index)
-            states.append(x)
-        return states, grid
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         visual = self.model.visual
         patches = visual.conv1(normalise(images, self.mean, self.std).to(self.dtype))
         grid = (patches.shape[2], patches.shape[3])
         table = visual.positional_embedding
-        positions = resample_positions(table[1:], self.native_grid, grid, self.pos_embed_interp)
+        interp = pos_embed_interp or self.pos_embed_interp
+        positions = resample_positions(table[1:], self.native_grid, grid, interp)
         patches = patches.flatten(2).transpose(1, 2) + positions  # the table is fp32, and so is the sum
         class_token = (visual.class_embedding + table[0]).to(patches.dtype).expand(len(images), 1, -1)
         return visual.ln_pre(torch.cat([class_token, patches], dim=1).to(self.dtype)), grid
@@ -131,6 +137,13 @@ class CLIPBackbone(nn.Module):
         batch, tokens, _ = x.shape
         qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
         return qkv.reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project_value(self, x: Tensor, index: int = -1) -> Tensor:
+        """v of `project_qkv` alone, at a third of the cost: x [B,T,D] -> [B,heads,T,D/heads]."""
+        block = self.blocks[index]
+        rows = slice(2 * self.width, None)
+        value = F.linear(block.ln_1(x), block.attn.in_proj_weight[rows], block.attn.in_proj_bias[rows])
+        return value.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def project_attention(self, heads_out: Tensor, index: int = -1) -> Tensor:
         """W_o·heads + b_o in block `index`: heads_out [B,heads,T,D/heads] -> [B,T,D], without the residual."""

@@ -1,11 +1,14 @@
 """Position embeddings at grid shapes a ViT was not trained on.
 
-Two published ways to resample a learned table of n₀×m₀ rows to n×m, both bicubic with a = −0.75, per channel:
+Published ways to resample a learned table of n₀×m₀ rows to n×m, per channel:
 
-meta  source row of output i is (i + ½)·n₀/(n + 0.1) − ½, no antialias. The 0.1 once guarded against a grid one row
-      short; it stayed in DINO (facebookresearch/dino), DINOv2 without registers, and the CLIP code of SCLIP, ClearCLIP,
-      NACLIP and ProxyCLIP, so published numbers contain it. Patch features move by 0.3 to 3 % against "timm".
-timm  source row of output i is (i + ½)·n₀/n − ½, antialiased when the grid shrinks. So does DINOv2 with registers.
+meta      bicubic, a = −0.75, source row of output i is (i + ½)·n₀/(n + 0.1) − ½. The 0.1 once guarded against a grid
+          one row short; it stayed in DINO (facebookresearch/dino), DINOv2 without registers, and the CLIP code of
+          SCLIP, ClearCLIP, NACLIP and ProxyCLIP, so published numbers contain it. Patch features move by 0.3 to 3 %
+          against "timm".
+timm      bicubic, a = −0.5, source row (i + ½)·n₀/n − ½, antialiased when the grid shrinks. So do DINOv2 with registers
+          and GEM.
+bilinear  source row (i + ½)·n₀/n − ½. So does CLIPSurgery, which also overwrites the stored table: not here.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PosEmbedInterp = Literal["meta", "timm"]
+PosEmbedInterp = Literal["meta", "timm", "bilinear"]
 
 
 def check_pos_embed_interp(value: str) -> None:
-    """Raise ValueError unless `value` names one of the two ways."""
+    """Raise ValueError unless `value` names one of the ways."""
     if value not in get_args(PosEmbedInterp):
         raise ValueError(f"pos_embed_interp: expected one of {', '.join(get_args(PosEmbedInterp))}, received {value!r}")
 
@@ -42,6 +45,8 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
     if interp == "meta":
         scale = ((rows + 0.1) / native[0], (columns + 0.1) / native[1])
         maps = F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False)
-    else:
+    elif interp == "timm":
         maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    else:
+        maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
     return maps.permute(0, 2, 3, 1).reshape(rows * columns, -1)
