@@ -3,4 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = str(Path(__file__).parent)
+sys.path[:] = [folder for folder in sys.path if folder != HERE]
+
+import profile  # noqa: E402, F401  the standard library's, before this folder, which has one too, is looked through
+
+sys.path.insert(0, HERE)

@@ -1,50 +1,62 @@
 """`pytest bench/ --benchmark-only`: every op against what others run in its place, outputs compared before timing.
 
 CUDA: all shapes, fp16 and bf16. CPU: the reduced shapes in fp32, where the op is its torch reference; those figures are
-ratios of one run on one machine and no claim about a GPU. Groups are op, shape and dtype; names are providers.
+ratios of one run on one machine and no claim about a GPU. Groups are op, shape and dtype; names are providers, so that
+`pytest-benchmark compare` prints one small table a group.
+
+Times are of single calls up to the end of the stream, launches included. `bench/compare.py` has the device's own time.
 """
 
 import cases
 import machine
+import providers
 import pytest
 import torch
 
 DEVICE = machine.device()
-DTYPES = (torch.float16, torch.bfloat16) if DEVICE.type == "cuda" else (torch.float32,)
-# Components and merged masks hold labels and fp32 scores: one dtype is enough for the first, the masks follow DTYPES.
 RUNS = [
-    pytest.param(case, dtype, id=f"{case.op}-{case.shape}-{dtype}".replace("torch.", "").replace(" ", "_"))
-    for case in cases.CASES
-    for dtype in DTYPES
-    if (case.reduced or DEVICE.type == "cuda") and not (case.op == "components" and dtype != DTYPES[0])
+    pytest.param(case, dtype, provider, id="-".join((case.op, case.shape, str(dtype), provider)).replace(" ", "_"))
+    for case in cases.here()
+    for dtype in case.dtypes
+    for provider, how in providers.PROVIDERS[case.op].items()
+    if not (how.cuda_only and DEVICE.type == "cpu")
 ]
 
 
-@pytest.mark.parametrize("provider", ["s2clip", "careful", "published"])
-@pytest.mark.parametrize(("case", "dtype"), RUNS)
+@pytest.mark.parametrize(("case", "dtype", "provider"), RUNS)
 def test_op(benchmark, case, dtype, provider):
+    how = providers.PROVIDERS[case.op][provider]
+    if obstacle := how.obstacle():
+        pytest.skip(obstacle)
+    benchmark.group = f"{case.op} {case.shape} {str(dtype).removeprefix('torch.')}"
+    benchmark.name = provider
     arguments = case.make(DEVICE, dtype)
-    run = cases.PROVIDERS[case.op][provider]
-    ours = cases.PROVIDERS[case.op]["s2clip"]
     with torch.inference_mode():
-        problem = cases.disagreement(
-            case, arguments, run(*arguments[0], **arguments[1]), ours(*arguments[0], **arguments[1])
-        )
-        assert not problem, f"{provider} and s2clip: {problem}"
+        expected = providers.truth(case.op, arguments)
+        problem = providers.disagreement(case.op, arguments, how.run(*arguments[0], **arguments[1]), expected)
+        assert not problem, f"{provider} and the published formulation: {problem}"
+        del expected
 
         def timed():
-            run(*arguments[0], **arguments[1])
+            how.run(*arguments[0], **arguments[1])
             machine.finish()
 
+        work = case.work(dtype)
+        benchmark.extra_info |= {
+            "kind": how.kind,
+            "device": machine.name(),
+            "flops": work.tensor_flops or work.lane_operations,
+            "bytes": work.bytes,
+        }
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             timed()
             benchmark.extra_info["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        benchmark.group = f"{case.op} {case.shape} {str(dtype).removeprefix('torch.')}"
-        benchmark.name = provider
-        benchmark.extra_info |= {"flops": case.flops, "bytes": case.bytes(dtype), "device": machine.name()}
         benchmark.pedantic(timed, rounds=20 if DEVICE.type == "cuda" else 5, warmup_rounds=2)
-        floor = machine.floor_seconds(case.flops, case.bytes(dtype))
-        if floor is not None:
-            benchmark.extra_info["share_of_floor"] = floor / benchmark.stats.stats.median
+        if DEVICE.type == "cuda":  # a CPU's share of a floor is nobody's measure
+            floor = work.floor(machine.ceilings())
+            benchmark.extra_info |= {
+                "floor_us": floor * 1e6,
+                "percent_of_floor": 100 * floor / benchmark.stats["median"],
+            }

@@ -13,10 +13,12 @@ from s2clip import ops
 from s2clip.kernels import reference
 from s2clip.testing import assert_within_budget, comb, integers, normal, probabilities, snake, spiral
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import cases
+import providers
 
 pytestmark = pytest.mark.gpu
+OURS = {op: table[providers.OURS].run for op, table in providers.PROVIDERS.items()}
 DEVICE = torch.device("cuda")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RUNS = [pytest.param(case, id=f"{case.op}-{case.shape}".replace(" ", "_")) for case in cases.CASES]
@@ -24,7 +26,7 @@ RUNS = [pytest.param(case, id=f"{case.op}-{case.shape}".replace(" ", "_")) for c
 
 def run(case, dtype=torch.float16):
     arguments, keywords = case.make(DEVICE, dtype)
-    return cases.PROVIDERS[case.op]["s2clip"](*arguments, **keywords)
+    return OURS[case.op](*arguments, **keywords)
 
 
 def tensors(output):
@@ -96,10 +98,8 @@ def test_classify_pixels(case, dtype):
 @pytest.mark.parametrize("case", [run_ for run_ in RUNS if run_.values[0].op in ("merge_masks", "spatial_entropy")])
 def test_masks_and_entropy_equal_the_reference(case):
     arguments, keywords = case.make(DEVICE, torch.float32)
-    ours, theirs = (
-        cases.PROVIDERS[case.op]["s2clip"](*arguments, **keywords, backend=backend) for backend in ("triton", "torch")
-    )
-    assert not cases.disagreement(case, (arguments, keywords), ours, theirs)
+    ours, theirs = (OURS[case.op](*arguments, **keywords, backend=backend) for backend in ("triton", "torch"))
+    assert not providers.disagreement(case.op, (arguments, keywords), ours, theirs)
 
 
 @pytest.mark.parametrize("case", RUNS)
@@ -113,8 +113,8 @@ def test_a_hundred_runs_are_bitwise_the_same(case):
 @pytest.mark.parametrize("case", [run_ for run_ in RUNS if "attention" in run_.values[0].op])
 def test_an_image_does_not_depend_on_its_batch(case):
     arguments, keywords = case.make(DEVICE, torch.float16)
-    whole = cases.PROVIDERS[case.op]["s2clip"](*arguments, **keywords)
-    alone = cases.PROVIDERS[case.op]["s2clip"](*(argument[:1] for argument in arguments), **keywords)
+    whole = OURS[case.op](*arguments, **keywords)
+    alone = OURS[case.op](*(argument[:1] for argument in arguments), **keywords)
     assert torch.equal(whole[:1], alone)
 
 
