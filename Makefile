@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow test-kernels lint format bench gpu picture wheel clean
+.PHONY: demo test test-slow test-kernels test-app lint format bench gpu picture wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml
@@ -26,6 +26,9 @@ test-slow: .venv/stamp
 
 test-kernels: .venv/stamp
 	$(PYTEST) tests/kernels
+
+test-app: .venv/stamp  # needs the system's packages chromium and chromium-driver
+	$(BIN)/pytest tests/app
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

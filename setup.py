@@ -11,6 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+DEMO = ["gradio>=6"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 TEST = [
     "pytest>=8",
@@ -21,6 +22,8 @@ TEST = [
     "scipy>=1.13",
     "scikit-image>=0.24",
     "pycocotools>=2.0.11",
+    "selenium>=4.20",
+    *DEMO,
     *DIFFUSION,
 ]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
@@ -67,6 +70,7 @@ setup(
         "bench": BENCH,
         "coco": ["pycocotools>=2.0.11"],
         "trident": ["scikit-image>=0.24"],
+        "demo": DEMO,
         "diffusion": DIFFUSION,
         "dev": [*TEST, *BENCH, "ruff==0.17.6"],
     },
