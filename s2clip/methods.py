@@ -17,18 +17,12 @@ from dataclasses import dataclass
 
 from s2clip.errors import reject
 from s2clip.published.extension import Extension, replace_fields
+from s2clip.published.trident import Trident
+from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
 MERGES = ("splice", "pixel")
 TEMPLATES = ("imagenet80", "plain")
-
-
-def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +104,8 @@ class Method:
         self._check_decision()
         extension = self.extension
         self._require(extension is None or isinstance(extension, Extension), "extension", "None or an Extension")
+        for field, value in {} if extension is None else extension.requires.items():
+            self._require(getattr(self, field) == value, field, f"{value!r} for {extension.kind}")
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
@@ -124,37 +120,40 @@ class Method:
             f"a tuple of up to 4 different terms among {', '.join(TERMS)}",
         )
         self._require(
-            weights is None or (isinstance(weights, tuple) and len(weights) == len(terms) and all(map(_real, weights))),
+            weights is None
+            or (isinstance(weights, tuple) and len(weights) == len(terms) and all(map(is_real, weights))),
             "weights",
             f"None or one number for each of the {len(terms)} terms",
         )
         for field in ("residual", "feed_forward", "cls_token", "progressive", "antialias"):
             self._require(isinstance(getattr(self, field), bool), field, "True or False")
         sigma = self.gaussian_sigma
-        self._require(sigma is None or (_real(sigma) and sigma > 0), "gaussian_sigma", "None or a number > 0 (patches)")
+        self._require(
+            sigma is None or (is_real(sigma) and sigma > 0), "gaussian_sigma", "None or a number > 0 (patches)"
+        )
 
     def _check_levels_and_affinity(self) -> None:
         levels, share = self.levels, self.vfm_weight
         self._require(
             levels == "middle"
-            or (isinstance(levels, tuple) and all(map(_whole, levels)) and list(levels) == sorted(set(levels))),
+            or (isinstance(levels, tuple) and all(map(is_whole, levels)) and list(levels) == sorted(set(levels))),
             "levels",
             '"middle" or a tuple of rising block numbers',
         )
-        self._require(_real(self.tau) and self.tau > 0, "tau", "a number > 0")
-        self._require(_real(self.mu) and self.mu >= 0, "mu", "a number >= 0")
-        self._require(share is None or (_real(share) and 0 <= share <= 1), "vfm_weight", "None or a number in 0..1")
+        self._require(is_real(self.tau) and self.tau > 0, "tau", "a number > 0")
+        self._require(is_real(self.mu) and self.mu >= 0, "mu", "a number >= 0")
+        self._require(share is None or (is_real(share) and 0 <= share <= 1), "vfm_weight", "None or a number in 0..1")
         self._require(share in (None, 1) or levels != (), "vfm_weight", "None or 1 where `levels` is empty")
-        self._require(_real(self.beta), "beta", "a number")
-        self._require(_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0")
+        self._require(is_real(self.beta), "beta", "a number")
+        self._require(is_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0")
 
     def _check_picture(self) -> None:
         for field in ("short_side", "long_side", "crop"):
             value = getattr(self, field)
             self._require(
-                value is None or (_whole(value) and value >= 1), field, "None or a whole number >= 1 (pixels)"
+                value is None or (is_whole(value) and value >= 1), field, "None or a whole number >= 1 (pixels)"
             )
-        self._require(_whole(self.stride) and self.stride >= 1, "stride", "a whole number >= 1 (pixels)")
+        self._require(is_whole(self.stride) and self.stride >= 1, "stride", "a whole number >= 1 (pixels)")
         self._require(
             self.crop is None or self.stride <= self.crop,
             "stride",
@@ -169,10 +168,10 @@ class Method:
             "templates",
             f"one of {', '.join(TEMPLATES)}, or a tuple of strings that hold {{}}",
         )
-        self._require(_real(self.logit_scale) and self.logit_scale > 0, "logit_scale", "a number > 0")
-        self._require(_real(self.threshold) and 0 <= self.threshold <= 1, "threshold", "a number in 0..1")
+        self._require(is_real(self.logit_scale) and self.logit_scale > 0, "logit_scale", "a number > 0")
+        self._require(is_real(self.threshold) and 0 <= self.threshold <= 1, "threshold", "a number in 0..1")
         area = self.area_threshold
-        self._require(area is None or (_real(area) and 0 <= area <= 1), "area_threshold", "None or a number in 0..1")
+        self._require(area is None or (is_real(area) and 0 <= area <= 1), "area_threshold", "None or a number in 0..1")
 
     @property
     def uses_vfm(self) -> bool:
@@ -276,6 +275,16 @@ METHODS: dict[str, Method] = {
             terms=(),
             vfm_weight=1.0,
             **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="trident",
+            source="Trident (Shi et al. 2024); its SAM refinement is refine='trident', or 'sam' for all at once",
+            terms=(),
+            cls_token=False,
+            vfm_weight=1.0,
+            stride=224,
+            short_side=448,
+            extension=Trident(),
         ),
         Method(
             name="s2clip",

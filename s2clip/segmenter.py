@@ -3,27 +3,27 @@
 import copy
 import dataclasses
 import functools
-import itertools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from s2clip import pipeline
+from s2clip.decision import check_labels
 from s2clip.encoder import Encoded, Encoder
-from s2clip.errors import ImageError, RefinementError, reject
-from s2clip.images import MAX_PIXELS, Source, read_image
+from s2clip.errors import RefinementError, reject
+from s2clip.images import MAX_PIXELS, Source
 from s2clip.methods import RECIPES, Method, get_method
 from s2clip.published.extension import Models, resolve_extension
+from s2clip.reading import Failure, Picture, Uploader, read, read_batches
 from s2clip.refinement.scores import DenseScores, ScoreMaps
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.result import Result
-from s2clip.stopwatch import Stopwatch
+from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.text import TextEncoder, Vocabulary, vocabulary
 
 if TYPE_CHECKING:
@@ -33,20 +33,6 @@ logger = logging.getLogger(__name__)
 
 RegionSource = Callable[[Tensor, str | None], Tensor]
 """A picture uint8 [3,H,W] and its path, if it has one → integers [H,W], the id of each pixel's region."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A source that could not be read, in its place in a stream."""
-
-    source: Source
-    error: ImageError
-
-
-class _Picture(NamedTuple):
-    pixels: Tensor
-    source: str | None
-    milliseconds: float
 
 
 class Segmenter:
@@ -96,6 +82,7 @@ class Segmenter:
         self.refiner = refiner
         self._extension = resolve_extension(self.method)
         self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
+        self._upload = Uploader(clip.device)
         self._text = TextEncoder(clip)
         self._vocabulary: Vocabulary | None = None
         self._background: int | None = None
@@ -131,7 +118,7 @@ class Segmenter:
         Args:
             model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14" or "ViT-H-14".
             vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
-                else "dino-b8".
+                else the one the method was published with, "dino-b8" mostly.
             refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
                 as published, region by region on the host, to compare with (needs scikit-image, extra `trident`);
                 "sam+sd", Stable Diffusion's self-attention first and SAM after it (needs the extra `diffusion`).
@@ -164,7 +151,7 @@ class Segmenter:
 
         check_refinement(refine)
         method = get_method(method)
-        vfm = vfm or ("tiny-dino" if model == "tiny" else "dino-b8")
+        vfm = vfm or ("tiny-dino" if model == "tiny" else resolve_extension(method).default_vfm)
         sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
         names = (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES), ("sam", sam, SAM_NAMES))
         for argument, name, valid in names:
@@ -241,46 +228,54 @@ class Segmenter:
         """
         if isinstance(source, list | tuple):
             return list(self.stream(source))
-        return next(self.stream([source]))
+        return next(self.stream([source], workers=0))
 
     def stream(
-        self, sources: Iterable[Source], *, batch_size: int = 8, on_error: str = "raise"
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int = 8,
+        on_error: str = "raise",
+        workers: int | None = None,
     ) -> Iterator[Result | Failure]:
         """Segment pictures as they come, `batch_size` at a time, and yield in order.
 
-        on_error: "raise" the `ImageError` of an unusable picture, after the ones before it were yielded; or "record":
-        yield a `Failure` in its place and go on.
+        While one batch is computed the next is read by `workers` threads, so sources are pulled up to one batch before
+        their results are asked for, on CUDA two: the GPU works one batch ahead of the reader.
+
+        on_error: "raise" the error of the first picture that cannot be read or computed, after the ones before it were
+        yielded; or "record": yield a `Failure` in its place and go on.
+        workers: default one per core, at most 4; 0: read in place, and no further than the batch, as for a camera.
+
+        Raises ValueError for such arguments, and where no classes were set.
         """
+        workers = min(os.cpu_count() or 1, 4) if workers is None else workers
         if on_error not in ("raise", "record"):
             reject("on_error", "raise or record", repr(on_error))
         if batch_size < 1:
             reject("batch_size", "at least 1", batch_size)
+        if workers < 0:
+            reject("workers", "at least 0", workers)
         self._require_classes()
-        return self._stream(sources, batch_size, on_error)
+        return self._stream(sources, batch_size, workers, record=on_error == "record")
 
-    def _stream(self, sources: Iterable[Source], batch_size: int, on_error: str) -> Iterator[Result | Failure]:
-        remaining = iter(sources)
-        while batch := list(itertools.islice(remaining, batch_size)):
-            pictures = (self._read(source) for source in batch)
-            if on_error == "raise":
-                pictures = _up_to_first_failure(pictures)
-            pictures = list(pictures)
-            encoded = self._encode([picture for picture in pictures if not isinstance(picture, Failure)])
-            results = self._segment_in_turn(encoded)
-            for picture in pictures:
-                if not isinstance(picture, Failure):
-                    yield next(results)
-                elif on_error == "record":
-                    yield picture
-                else:
-                    raise picture.error
+    def _stream(
+        self, sources: Iterable[Source], batch_size: int, workers: int, record: bool
+    ) -> Iterator[Result | Failure]:
+        batches = read_batches(sources, self._read, batch_size=batch_size, workers=workers)
+        queue = pipeline.DeviceQueue(self.device)
+        try:
+            yield from pipeline.run(batches, self._compute, queue, whole=self._encoder.mix_pictures, record=record)
+        finally:
+            batches.close()
+
+    def _compute(self, pictures: Sequence[Picture]) -> pipeline.Finish:
+        results = self._segment(self._encode(pictures), self._require_classes(), self._background)
+        return lambda: _checked(results)
 
     def encode(self, source: Source) -> Encoded:
         """The picture's features, to be segmented with many sets of words: the expensive half."""
-        picture = self._read(source)
-        if isinstance(picture, Failure):
-            raise picture.error
-        return self._encode([picture])[0]
+        return self._encode([self._read_or_raise(source)])[0]
 
     def segment(
         self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
@@ -294,7 +289,7 @@ class Segmenter:
             number = self._background if background is None else words.find(background)
         else:
             words, number = self._resolve(classes, background)
-        return self._segment([encoded], words, number)[0]
+        return _checked(self._segment([encoded], words, number))[0]
 
     def refine(self, image: Source, labels: Tensor, scores: Tensor) -> Result:
         """Refine anybody's coarse map by SAM; no classes need to be set.
@@ -312,9 +307,7 @@ class Segmenter:
         """
         if self.refiner is None:
             raise ValueError("refine: expected a Segmenter with refine='sam', 'sam+sd' or 'trident', received 'none'")
-        picture = self._read(image)
-        if isinstance(picture, Failure):
-            raise picture.error
+        picture = self._read_or_raise(image)
         labels, scores = torch.as_tensor(labels), torch.as_tensor(scores)
         size = tuple(picture.pixels.shape[1:])
         if tuple(labels.shape) != size or labels.is_floating_point() or labels.dtype == torch.bool:
@@ -340,10 +333,10 @@ class Segmenter:
             classes=names,
             image=picture.pixels,
             source=picture.source,
-            timings={"read": picture.milliseconds, **watch.milliseconds()},
+            timings=Timings(({"read": picture.milliseconds}, 1.0), (watch, 1.0)),
             settings=self.settings,
         )
-        return _with_refined(coarse, refined, {})
+        return _with_refined(coarse, refined, coarse.timings)
 
     def with_refinement(self, **options: Any) -> "Segmenter":
         """The same models with other fields of `Refinement`, `use_box=False`."""
@@ -354,14 +347,8 @@ class Segmenter:
         other.refiner = self.refiner.with_settings(**options)
         return other
 
-    def _segment_in_turn(self, encoded: Sequence[Encoded]) -> Iterator[Result]:
-        """Results in order; the regions of all pictures share SAM's decoder where pictures are mixed at all."""
-        if self.refiner is None or not self._encoder.mix_pictures:
-            yield from map(self.segment, encoded)
-        else:
-            yield from self._segment(encoded, self._require_classes(), self._background)
-
     def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
+        """Results whose labels are still to be checked: on CUDA they may not have been computed yet."""
         results, scores = [], []
         for one in encoded:
             watch = Stopwatch(self.device)
@@ -387,7 +374,7 @@ class Segmenter:
                     background=background,
                     image=one.picture,
                     source=one.source,
-                    timings={**one.timings, **watch.milliseconds()},
+                    timings=Timings((one.timings, 1.0), (watch, 1.0)),
                     settings=self.settings,
                 )
             )
@@ -406,8 +393,10 @@ class Segmenter:
         except (RuntimeError, ValueError) as error:
             raise RefinementError(f"refine: {error}", coarse) from error
         coarse = before
-        share = {stage: value / len(encoded) for stage, value in watch.milliseconds().items()}
-        return [_with_refined(result, one, share) for result, one in zip(coarse, refined, strict=True)]
+        return [
+            _with_refined(result, one, Timings((result.timings, 1.0), (watch, 1 / len(encoded))))
+            for result, one in zip(coarse, refined, strict=True)
+        ]
 
     def _diffused(self, coarse: Result, scores: ScoreMaps, watch: Stopwatch) -> tuple[Result, ScoreMaps]:
         """The coarse map and its scores after Stable Diffusion's self-attention."""
@@ -436,30 +425,31 @@ class Segmenter:
             "method": dataclasses.asdict(self.method),
         }
 
-    def _read(self, source: Source) -> _Picture | Failure:
-        start = time.perf_counter()
-        try:
-            pixels = read_image(source, max_pixels=self.max_pixels)
-        except ImageError as error:
-            return Failure(source, error)
-        name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        return _Picture(pixels, name, (time.perf_counter() - start) * 1000)
+    def _read(self, source: Source) -> Picture | Failure:
+        return read(source, max_pixels=self.max_pixels, pin=self.device.type == "cuda")
 
-    def _encode(self, pictures: Sequence[_Picture]) -> list[Encoded]:
+    def _read_or_raise(self, source: Source) -> Picture:
+        picture = self._read(source)
+        if isinstance(picture, Failure):
+            raise picture.error
+        return picture
+
+    def _encode(self, pictures: Sequence[Picture]) -> list[Encoded]:
         regions = [self._regions_of(picture) for picture in pictures] if self.method.uses_regions else None
-        encoded = self._encoder([picture.pixels for picture in pictures], regions)
+        uploaded = [self._upload(picture) for picture in pictures]
         complete = []
-        for one, picture in zip(encoded, pictures, strict=True):
-            timings, embedding = {"read": picture.milliseconds, **one.timings}, one.sam
+        for one, picture, pixels in zip(self._encoder(uploaded, regions), pictures, uploaded, strict=True):
+            embedding, watch = one.sam, Stopwatch(self.device)
             if self.refiner is not None and embedding is None:
-                watch = Stopwatch(self.device)
                 with watch("sam_encoder"):
-                    embedding = self.refiner.embed(picture.pixels)
-                timings |= watch.milliseconds()
-            complete.append(dataclasses.replace(one, source=picture.source, timings=timings, sam=embedding))
+                    embedding = self.refiner.embed(pixels)
+            timings = Timings(({"read": picture.milliseconds}, 1.0), (one.timings, 1.0), (watch, 1.0))
+            complete.append(
+                dataclasses.replace(one, picture=picture.pixels, source=picture.source, timings=timings, sam=embedding)
+            )
         return complete
 
-    def _regions_of(self, picture: _Picture) -> Tensor:
+    def _regions_of(self, picture: Picture) -> Tensor:
         ids, size = torch.as_tensor(self.regions(picture.pixels, picture.source)), tuple(picture.pixels.shape[1:])
         if tuple(ids.shape) != size or ids.is_floating_point() or ids.dtype == torch.bool:
             reject("regions", f"integers [H,W] = {list(size)}", f"{ids.dtype} {list(ids.shape)}")
@@ -485,20 +475,18 @@ class Segmenter:
         return self._vocabulary
 
 
+def _checked(results: list[Result]) -> list[Result]:
+    check_labels([result.segmentation if result.coarse is None else result.coarse for result in results])
+    return results
+
+
 def _with_refined(coarse: Result, refined: "Refined", timings: Mapping[str, float]) -> Result:
     """The result after SAM: where a mask decided, its Q is the confidence, elsewhere the coarse one stays."""
     return dataclasses.replace(
         coarse,
         segmentation=refined.labels.clone(),
         confidence=torch.where(refined.score > 0, refined.score.to(coarse.confidence), coarse.confidence),
-        timings={**coarse.timings, **timings},
+        timings=timings,
         coarse=coarse.segmentation,
         refined=refined,
     )
-
-
-def _up_to_first_failure(pictures: Iterable[_Picture | Failure]) -> Iterator[_Picture | Failure]:
-    for picture in pictures:
-        yield picture
-        if isinstance(picture, Failure):
-            return

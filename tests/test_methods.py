@@ -305,16 +305,15 @@ def test_affinity_of_levels_needs_levels():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(
-        ValueError, match=r"clip, maskclip, sclip, clearclip, naclip, proxyclip, s2clip, received 'slip'"
-    ):
+    with pytest.raises(ValueError, match=rf"method: expected one of {', '.join(METHODS)}, received 'slip'"):
         get_method("slip")
     with pytest.raises(ValueError, match=r"terms, weights, .*received 'sigma'"):
         get_method("naclip", sigma=3)
 
 
 def test_methods_are_values():
-    assert tuple(METHODS) == NAMES
+    assert tuple(METHODS) == tuple(method.name for method in METHODS.values())
+    assert {name for name, method in METHODS.items() if method.extension is None} == set(NAMES)
     changed = dataclasses.replace(METHODS["naclip"], gaussian_sigma=3.0)
     assert changed != METHODS["naclip"]
     assert METHODS["naclip"].gaussian_sigma == 5.0

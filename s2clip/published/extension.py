@@ -15,7 +15,8 @@ The defaults are the shared path, so a method overrides what it changes and inhe
 
 To write one: a frozen dataclass with `kw_only=True` in this package that derives from `Extension`, its `kind` (a field
 with `init=False`, so that run.json names it), the paper's settings as fields with `_require` in `__post_init__`, the
-hooks, and which models it `needs_`. Then a value in `METHODS` with `extension=`, and a dense re-statement in the tests.
+hooks, which models it `needs_`, and which fields of `Method` it `requires` to be what. Then a value in `METHODS` with
+`extension=`, and a dense re-statement in the tests.
 
 What a hook may rely on and must keep: every window is computed on its own, results never depend on what else is in the
 batch; a method whose windows depend on each other sets `whole_picture` and is given all windows of one picture at once,
@@ -100,6 +101,10 @@ class Extension:
     """`Segmenter(regions=...)`: a function that gives the ids of a picture."""
     whole_picture: ClassVar[bool] = False
     """`window_features` is given all windows of one picture at once and keeps to `max_batch` itself."""
+    requires: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Fields of `Method` that must have these values, because the hooks rely on them."""
+    default_vfm: ClassVar[str] = "dino-b8"
+    """The published vision foundation model, for who names none."""
 
     def prepare(self, picture: Tensor, method: Method, multiple: int) -> Tensor:
         """uint8 [3,H,W] → the picture that is cut into windows, float [3,h,w] in [0,1], on the same device.

@@ -120,7 +120,7 @@ def make_prompts(
     settings: Refinement,
     image_index: int = 0,
 ) -> Prompts:
-    """Regions of a picture of `size` → prompts in SAM's frame, `frame` pixels a side; mask prompts of `mask_side`."""
+    """Regions of a picture that SAM saw at `size` → prompts in its frame of `frame` pixels, masks of `mask_side`."""
     device = scores.device
     half = tuple(regions.labels.shape)
     height, width = input_size(half if settings.faithful else size, frame)

@@ -32,6 +32,7 @@ class Embedding(NamedTuple):
 
     features: Tensor  # [1,C,g,g]
     input_size: tuple[int, int]  # (H',W') of the picture in the frame
+    made_from: tuple[int, int] | None = None  # (H,W) it was resized to before, by a method that rounds its sides
 
 
 class Refined(NamedTuple):
@@ -66,7 +67,8 @@ def refine(
             source = published_scores(scores[image], size) if settings.faithful else scores[image]
             found.append((find_regions(coarse, source, settings), source))
         with watch("prompts"):
-            prompts.append(make_prompts(*found[-1], size, frame, side, settings, image_index=image))
+            seen = embeddings[image].made_from or size
+            prompts.append(make_prompts(*found[-1], seen, frame, side, settings, image_index=image))
     with watch("decoder"):
         together = _together(prompts)
         prompts.clear()  # as large as the masks

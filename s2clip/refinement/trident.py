@@ -100,9 +100,10 @@ def _refine_one(
         if not len(regions):
             continue
         with watch("prompts"):
-            height, width = input_size(half if settings.faithful else size, frame)
+            seen = embedding.made_from or size
+            height, width = input_size(half if settings.faithful else seen, frame)
             factor = torch.tensor([width / half[1], height / half[0]])
-            inner = input_size(size, side)
+            inner = input_size(seen, side)
             hint = F.interpolate(small[None, index : index + 1].float(), inner, mode="bilinear", align_corners=False)
             hint = torch.where(hint > settings.coarse_threshold, hint * settings.mask_scale, 0)
             hint = F.pad(hint, (0, side - inner[1], 0, side - inner[0]))
