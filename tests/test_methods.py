@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import HEADS, LAYERS, WIDTH, picture, small_clip, small_vfm
+from dense import DenseBlock, as_columns, cosine_matrix, mean_shift, softmaxed, token_states
+from small_models import LAYERS, picture, small_clip, small_vfm
 
 from s2clip.features import patch_features
 from s2clip.methods import METHODS, RECIPES, Method, get_method
@@ -29,55 +30,6 @@ def vfm():
 @pytest.fixture(scope="module")
 def images():
     return torch.stack([picture(48, 80, seed) for seed in (3, 4)]) / 255
-
-
-class DenseBlock:
-    """One residual attention block of CLIP on [T,D], written out from its weights."""
-
-    def __init__(self, block):
-        self.block = block
-        self.in_weight, self.in_bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-
-    def normed(self, x):
-        return F.layer_norm(x, (WIDTH,), self.block.ln_1.weight, self.block.ln_1.bias, 1e-5)
-
-    def heads(self, x, part):
-        index = "qkv".index(part)
-        rows = slice(index * WIDTH, (index + 1) * WIDTH)
-        full = self.normed(x) @ self.in_weight[rows].T + self.in_bias[rows]
-        return [full[:, head * WIDTH // HEADS : (head + 1) * WIDTH // HEADS] for head in range(HEADS)]
-
-    def scores(self, x, left, right):
-        size = math.sqrt(WIDTH // HEADS)
-        return [a @ b.T / size for a, b in zip(self.heads(x, left), self.heads(x, right), strict=True)]
-
-    def output(self, per_head):
-        joined = torch.cat(per_head, 1)
-        return joined @ self.block.attn.out_proj.weight.T + self.block.attn.out_proj.bias
-
-    def mix(self, x, attention):
-        return self.output([a @ v for a, v in zip(attention, self.heads(x, "v"), strict=True)])
-
-    def ffn(self, x):
-        y = F.layer_norm(x, (WIDTH,), self.block.ln_2.weight, self.block.ln_2.bias, 1e-5)
-        hidden = F.gelu(y @ self.block.mlp.c_fc.weight.T + self.block.mlp.c_fc.bias)
-        return hidden @ self.block.mlp.c_proj.weight.T + self.block.mlp.c_proj.bias
-
-    def standard(self, x):
-        x = x + self.mix(x, [torch.softmax(s, -1) for s in self.scores(x, "q", "k")])
-        return x + self.ffn(x)
-
-
-def token_states(clip, image):
-    """X_0..X_{L-1} of one picture, [1+N,D] each."""
-    states = [clip.hidden_states(image[None])[0][0][0]]
-    for block in clip.blocks[:-1]:
-        states.append(DenseBlock(block).standard(states[-1]))
-    return states
-
-
-def softmaxed(block, x, term):
-    return [torch.softmax(scores, -1) for scores in block.scores(x, *term)]
 
 
 def dense_clip(clip, image, vfm):
@@ -111,23 +63,6 @@ def dense_naclip(clip, image, vfm, sigma=5.0):
             distance = (row - other_row) ** 2 + (column - other_column) ** 2
             bias[i, j] = math.exp(-distance / (2 * sigma**2))
     return block.mix(x, [torch.softmax(scores + bias, -1) for scores in block.scores(x, "k", "k")])[1:]
-
-
-def as_columns(tokens, grid, size):
-    """[N,D] on a grid → [M,D] on another, bilinear."""
-    folded = tokens.T.reshape(1, -1, *grid)
-    return F.interpolate(folded, size, mode="bilinear", align_corners=False)[0].flatten(1).T
-
-
-def cosine_matrix(tokens):
-    unit = tokens / tokens.norm(dim=1, keepdim=True)
-    return unit @ unit.T
-
-
-def mean_shift(similarity, beta=1.2, gamma=3.0):
-    shifted = gamma * (similarity - beta * similarity.mean())
-    cut = (shifted < 0) & ~torch.eye(len(shifted), dtype=torch.bool)
-    return torch.softmax(shifted.masked_fill(cut, -math.inf), -1)
 
 
 def dense_proxyclip(clip, image, vfm):
