@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -72,6 +73,8 @@ def decide(
 ) -> tuple[Tensor, Tensor]:
     """Cosines [1,Q,h,w] → labels [H,W] int64 and confidence [H,W] float32 at `size`.
 
+    Where a cosine is not finite the CPU raises, and a GPU marks the pixels -1 for `check_labels`.
+
     P = softmax over the words of α·cos, upsampled; P_c = max over the words of class c; the label is the first largest,
     or `background` where that is below the threshold. With `area_threshold` θ, foreground classes with at most θ of the
     foreground's pixels get P_c = 0 first.
@@ -85,13 +88,17 @@ def decide(
             threshold=method.threshold,
             background=background,
         )
-        if bool((labels < 0).any()):  # on CUDA a kernel marks such pixels; on the CPU the op has raised
-            reject("cosines", "finite numbers (half precision may have overflowed: try dtype=torch.float32)", "NaN")
         return labels[0].long(), confidence[0]
     scores = _without_small_classes(cosines, size, class_index, method, background)
     labels = scores.argmax(0)
     confidence = scores.gather(0, labels[None])[0]
     return labels.masked_fill(confidence < method.threshold, background), confidence
+
+
+def check_labels(labels: Sequence[Tensor]) -> None:
+    """Raise `ValueError` where a kernel marked a pixel as not finite. Waits for the device, once for all maps."""
+    if labels and bool(torch.stack([(one < 0).any() for one in labels]).any()):
+        reject("cosines", "finite numbers (half precision may have overflowed: try dtype=torch.float32)", "NaN")
 
 
 def score_maps(

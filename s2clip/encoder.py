@@ -12,7 +12,7 @@ from torch import Tensor
 from s2clip.errors import reject
 from s2clip.methods import Method
 from s2clip.published.extension import Models, Windows, resolve_extension
-from s2clip.stopwatch import Stopwatch
+from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.windows import Box, cut_windows, nearest, padding, splice, window_boxes
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Encoded:
     spliced: bool
     source: str | None = None
     """Path of the picture, if it has one."""
-    timings: dict[str, float] = field(default_factory=dict)
-    """Milliseconds per stage; those of a batch are shared out by windows."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per stage; those of a batch are shared out by windows. To look waits for the device."""
     sam: "Embedding | None" = None
     """SAM's view of the picture, where a refinement needs one."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
@@ -105,16 +105,12 @@ class Encoder:
     def __call__(self, pictures: Sequence[Tensor], regions: Sequence[Tensor] | None = None) -> list[Encoded]:
         """Pictures uint8 [3,H,W], of any sizes, in order; regions: ids [H,W] of each, for a method that needs them."""
         jobs = [self._prepare(*one) for one in zip(pictures, regions or [None] * len(pictures), strict=True)]
-        clocks = [(batch, self._run(batch)) for batch in self._batches(jobs)]
-        encoded = [self._merge(job) for job in jobs]
-        timings = {id(job): job.watch.milliseconds() for job in jobs}
-        for batch, watch in clocks:
-            total = sum(len(job.windows[part]) for job, part in batch)
-            for stage, value in watch.milliseconds().items():
-                for job, part in batch:
-                    own = timings[id(job)]
-                    own[stage] = own.get(stage, 0.0) + value * len(job.windows[part]) / total
-        return [replace(one, timings=timings[id(job)]) for one, job in zip(encoded, jobs, strict=True)]
+        parts: dict[int, list[tuple[Stopwatch, float]]] = {id(job): [(job.watch, 1.0)] for job in jobs}
+        for batch in self._batches(jobs):
+            watch, total = self._run(batch), sum(len(job.windows[part]) for job, part in batch)
+            for job, part in batch:
+                parts[id(job)].append((watch, len(job.windows[part]) / total))
+        return [replace(self._merge(job), timings=Timings(*parts[id(job)])) for job in jobs]
 
     def _prepare(self, picture: Tensor, regions: Tensor | None) -> _Job:
         method, clip = self.method, self.clip

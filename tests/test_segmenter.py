@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -214,7 +215,8 @@ def test_encode_once_segment_with_many_words(make, monkeypatch):
     assert torch.equal(other.segmentation, expected.segmentation)
 
 
-def test_stream_is_lazy_and_in_order(make):
+@pytest.mark.parametrize(("workers", "first"), [(0, [0, 1]), (2, [0, 1, 2, 3])])
+def test_stream_is_lazy_and_in_order(make, workers, first):
     pulled = []
 
     def source():
@@ -222,10 +224,10 @@ def test_stream_is_lazy_and_in_order(make):
             pulled.append(seed)
             yield picture(20 + seed, 30, seed=seed)
 
-    stream = make().stream(source(), batch_size=2)
+    stream = make().stream(source(), batch_size=2, workers=workers)
     assert pulled == []
     heights = [next(stream).segmentation.shape[0]]
-    assert pulled == [0, 1]
+    assert pulled == first
     heights += [result.segmentation.shape[0] for result in stream]
     assert heights == [20, 21, 22, 23, 24]
 
@@ -442,10 +444,40 @@ def test_stream_checks_its_arguments(make):
         make().stream([], on_error="skip")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, received 0"):
         make().stream([], batch_size=0)
+    with pytest.raises(ValueError, match="workers: expected at least 0, received -1"):
+        make().stream([], workers=-1)
 
 
-def test_pixels_that_a_kernel_marked_as_not_finite_are_an_error(monkeypatch):
-    marked = torch.full((1, 4, 4), -1, dtype=torch.int32), torch.full((1, 4, 4), torch.nan)
-    monkeypatch.setattr(decision.ops, "classify_pixels", lambda *_, **__: marked)
+def test_pixels_that_a_kernel_marked_as_not_finite_are_an_error(make, monkeypatch):
+    segmenter, classify = make(), decision.ops.classify_pixels
+
+    def marking(logits, size, **options):
+        labels, confidence = classify(logits, size, **options)
+        if tuple(size) == (21, 30):
+            labels[0, 5, 7], confidence[0, 5, 7] = -1, torch.nan
+        return labels, confidence
+
+    monkeypatch.setattr(decision.ops, "classify_pixels", marking)
+    sources = [picture(20, 30), picture(21, 30), picture(22, 30)]
     with pytest.raises(ValueError, match="cosines: expected finite"):
-        decision.decide(torch.zeros(1, 2, 2, 2), (4, 4), (0, 1), METHODS["clip"], None)
+        segmenter.segment(segmenter.encode(sources[1]))
+    stream = segmenter.stream(sources)
+    assert next(stream).segmentation.shape == (20, 30)
+    with pytest.raises(ValueError, match="cosines: expected finite"):
+        next(stream)
+    for mixed in (False, True):
+        first, failed, last = make(options={"mix_pictures": mixed}).stream(sources, on_error="record")
+        assert isinstance(failed, Failure)
+        assert torch.equal(failed.source, sources[1])
+        assert "cosines: expected finite" in str(failed.error)
+        assert (first.segmentation.shape, last.segmentation.shape) == ((20, 30), (22, 30))
+
+
+def test_leaving_a_stream_early_ends_its_threads(make, tmp_path):
+    for index in range(12):
+        Image.new("RGB", (30, 20 + index)).save(tmp_path / f"{index:02}.png")
+    stream = make().stream(sorted(tmp_path.iterdir()), batch_size=4, workers=2)
+    assert next(stream).segmentation.shape == (20, 30)
+    assert any(thread.name.startswith("s2clip-read") for thread in threading.enumerate())
+    stream.close()
+    assert not any(thread.name.startswith("s2clip-read") for thread in threading.enumerate())
