@@ -16,13 +16,16 @@ import math
 from dataclasses import dataclass
 
 from s2clip.errors import reject
+from s2clip.published.clipsurgery import ClipSurgery
 from s2clip.published.extension import Extension, replace_fields
+from s2clip.published.gem import Gem
+from s2clip.published.scclip import ScClip
 from s2clip.published.trident import Trident
 from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
 MERGES = ("splice", "pixel")
-TEMPLATES = ("imagenet80", "plain")
+TEMPLATES = ("imagenet80", "imagenet85", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ class Method:
 
     # Text and decision.
     templates: str | tuple[str, ...] = "imagenet80"
-    """Prompt templates: "imagenet80" (OpenAI's 80), "plain" (a photo of a {}.), or your own strings holding {}."""
+    """Prompt templates: "imagenet80" (OpenAI's 80), "imagenet85" (and five of a scene; MaskCLIP and CLIPSurgery),
+    "plain" (a photo of a {}.), or your own strings holding {}."""
     logit_scale: float = 40.0
     """[α] > 0: factor of the cosines before the softmax over all words."""
     threshold: float = 0.0
@@ -244,6 +248,26 @@ METHODS: dict[str, Method] = {
             **_LAST_BLOCK_ALONE,
         ),
         Method(
+            name="clipsurgery",
+            source="CLIPSurgery (Li et al. 2023), architecture surgery; the demo takes squares of 224, here windows",
+            terms=("vv",),
+            crop=224,
+            merge="pixel",
+            templates="imagenet85",
+            extension=ClipSurgery(),
+        ),
+        Method(
+            name="gem",
+            source="GEM (Bousselham et al. 2024): the whole picture as a square of 448",
+            short_side=448,
+            long_side=None,
+            crop=None,
+            merge="pixel",
+            templates="plain",
+            logit_scale=100.0,
+            extension=Gem(),
+        ),
+        Method(
             name="sclip",
             source="SCLIP (Wang et al. 2024), the two softmaxes added, not averaged",
             terms=("qq", "kk"),
@@ -285,6 +309,15 @@ METHODS: dict[str, Method] = {
             stride=224,
             short_side=448,
             extension=Trident(),
+        ),
+        Method(
+            name="scclip",
+            source="SC-CLIP (Bai et al. 2024), SuleBai/SC-CLIP 0417ba9; ViT-L/14 settings of its 74471da and issue 5",
+            terms=("kk",),
+            beta=1.0,
+            crop=224,
+            merge="pixel",
+            extension=ScClip(),
         ),
         Method(
             name="s2clip",

@@ -14,6 +14,14 @@ from torch import Tensor
 from s2clip.errors import reject
 
 PLAIN = ("a photo of a {}.",)
+SCENES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+"""What MaskCLIP and CLIPSurgery add to OpenAI's 80 ImageNet templates."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,11 @@ def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
     """The strings behind a `Method.templates`; {} stands for the word."""
     if templates == "plain":
         return PLAIN
-    if templates == "imagenet80":
+    if templates in ("imagenet80", "imagenet85"):
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        own = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return own + SCENES if templates == "imagenet85" else own
     return templates
 
 

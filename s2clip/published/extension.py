@@ -49,6 +49,27 @@ if TYPE_CHECKING:
     from s2clip.stopwatch import Stopwatch
 
 
+OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
+    {
+        "terms": ("qq", "kk", "vv"),
+        "weights": None,
+        "residual": False,
+        "feed_forward": False,
+        "cls_token": True,
+        "gaussian_sigma": None,
+        "levels": (),
+        "tau": 1.0,
+        "mu": 1.0,
+        "progressive": True,
+        "vfm_weight": None,
+        "beta": 1.2,
+        "gamma": 3.0,
+    }
+)
+"""`Extension.requires` of a method with a last block of its own: fields that would do nothing stay at their defaults,
+so that to change one is refused and not ignored. A method leaves out those that it does heed."""
+
+
 class Models(NamedTuple):
     """The loaded models, on one device; those that no part of the method needs are None."""
 
