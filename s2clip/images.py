@@ -11,7 +11,6 @@ What a picture means is decided once, here:
 """
 
 import os
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from s2clip.errors import ImageError
+from s2clip.errors import DAMAGE, ImageError
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -29,9 +28,6 @@ SUFFIXES = (  # what is taken for a picture when a folder is listed
     *(".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-
-# Everything that Pillow's readers were seen to raise on damaged files.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, OverflowError)
 
 Source = str | os.PathLike | Image.Image | np.ndarray | Tensor
 

@@ -7,13 +7,17 @@ from typing import Any
 
 import click
 
-from s2clip.errors import MissingExtraError, OutputError, WeightsError
+from s2clip.errors import DatasetError, MissingExtraError, OutputError, WeightsError
 
 INPUTS_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 
 
 class EnvironmentFailure(click.ClickException):
     exit_code = ENVIRONMENT
+
+
+class InputFailure(click.ClickException):
+    exit_code = INPUTS_FAILED
 
 
 class ValueFailure(click.ClickException):
@@ -30,6 +34,8 @@ class Program(click.Group):
             return super().invoke(ctx)
         except (WeightsError, OutputError, MissingExtraError) as error:
             raise EnvironmentFailure(str(error)) from error
+        except DatasetError as error:
+            raise InputFailure(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

@@ -8,15 +8,17 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import DATASETS, IGNORE, Benchmark, benchmark, resolve_name
 from s2clip.evaluation.folders import Scan, find_root, problems, scan
 from s2clip.evaluation.label_maps import class_table, look_up, picture_size, read_label_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "benchmark", "open_dataset", "resolve_name"]
 
@@ -63,15 +65,16 @@ class Dataset(Sequence):
     def _table(self) -> np.ndarray:
         return class_table(self.facts)
 
-    def annotation(self, index: int) -> Tensor:
+    def annotation(self, index: int) -> "Tensor":
         """Class ids int64 [H,W] of picture `index`, 255 where it does not count. The file is read once.
 
         Raises:
             DatasetError: missing or damaged, a label that the data set does not have, or another size than the
                 picture's; one line with the file and what to do.
         """
-        sample = self.samples[index]
-        return torch.from_numpy(self.labels(sample).astype(np.int64))
+        import torch
+
+        return torch.from_numpy(self.labels(self.samples[index]).astype(np.int64))
 
     def labels(self, sample: Sample) -> np.ndarray:
         """The same as uint8, without a copy to 64 bits."""

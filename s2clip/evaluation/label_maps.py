@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from s2clip.errors import DatasetError
+from s2clip.errors import DAMAGE, DatasetError
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark
-from s2clip.images import DAMAGE
 
 INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 INVALID = 254  # no data set has that many classes
@@ -61,14 +60,20 @@ def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return ids
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture, upright, from its header alone. `DatasetError` where it cannot be read."""
+def picture_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
+    """(height, width) of a picture, upright, from its header; with `decode` its pixels are read as well.
+
+    Raises:
+        DatasetError: missing, or damaged as far as it was read.
+    """
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            if decode:
+                image.load()
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such picture") from None
     except DAMAGE as error:
-        raise DatasetError(f"{path}: cannot be read as a picture ({error}); unpack it again") from None
+        raise DatasetError(f"{path}: truncated or damaged ({error}); unpack it again") from None
     return (width, height) if turned else (height, width)
