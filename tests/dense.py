@@ -67,7 +67,7 @@ def cosine_matrix(tokens):
     return unit @ unit.T
 
 
-def mean_shift(similarity, beta=1.2, gamma=3.0):
-    shifted = gamma * (similarity - beta * similarity.mean())
+def mean_shift(similarity, beta=1.2, gamma=3.0, mean=None):
+    shifted = gamma * (similarity - beta * (similarity.mean() if mean is None else mean))
     cut = (shifted < 0) & ~torch.eye(len(shifted), dtype=torch.bool)
     return torch.softmax(shifted.masked_fill(cut, -math.inf), -1)

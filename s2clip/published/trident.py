@@ -96,13 +96,13 @@ class Trident(Extension):
         size = (_ceil(picture.shape[1], patch), _ceil(picture.shape[2], patch * parts))
         image = resize(picture.to(models.sam.device), size)
         columns = -(-maps.shape[2] // parts)  # of an odd number of columns both halves get the middle one
-        side = models.sam.image_encoder.patch_embed.proj.kernel_size[0]
+        cell = models.sam.image_encoder.patch_embed.proj.kernel_size[0]
         mixed = []
         for index, half in enumerate(image.chunk(parts, 2)):
             with watch("sam_encoder"):
                 features, attention, inner = encode_with_attention(models.sam, half)
             with watch("correlation"):
-                valid = tuple(max(length // side, 1) for length in inner)
+                valid = valid_grid(inner, cell)
                 start = index * (maps.shape[2] - columns)
                 own = maps[:, :, start : start + columns]
                 factors = {"cosine_factor": self.cosine_factor, "neg_threshold_floor": self.neg_threshold_floor}
@@ -121,6 +121,11 @@ def aligned_size(height: int, width: int, patch: int, crop: int) -> tuple[int, i
     long = max(height, width)
     sides = (-(-side * _ceil(long, patch) // (long * patch)) * patch for side in (height, width))
     return tuple(max(side, crop) for side in sides)
+
+
+def valid_grid(inner: tuple[int, int], cell: int) -> tuple[int, int]:
+    """Rows and columns of SAM's cells that lie inside a picture of H'xW' frame pixels: 768x1024 → 48x64."""
+    return max(inner[0] // cell, 1), max(inner[1] // cell, 1)
 
 
 def mean_similarity(features: Tensor) -> Tensor:
