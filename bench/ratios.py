@@ -12,11 +12,13 @@ ENOUGH = 0.005
 """Relative standard error of the mean ratio at which a pair is done."""
 
 
-def paired(ours: Callable[[], float], theirs: Callable[[], float], seconds: float, rng: random.Random) -> Rounds:
-    """Rounds of both sides in random order, until the ratio is known or the time is up."""
+def paired(
+    ours: Callable[[], float], theirs: Callable[[], float], seconds: float, rng: random.Random, fewest: int = FEWEST
+) -> Rounds:
+    """Rounds of both sides in random order, until the ratio is known or the time is up and there are `fewest`."""
     rounds: Rounds = []
     stop = time.perf_counter() + seconds
-    while len(rounds) < FEWEST or (time.perf_counter() < stop and len(rounds) < MOST and not _settled(rounds)):
+    while len(rounds) < fewest or (time.perf_counter() < stop and len(rounds) < MOST and not _settled(rounds)):
         times = [0.0, 0.0]
         for side in rng.sample((0, 1), 2):
             times[side] = (ours, theirs)[side]()

@@ -14,16 +14,24 @@ def _similarity(features: Tensor) -> Tensor:
     return unit @ unit.mT
 
 
-def published(features, value, *, beta=1.2, gamma=3.0):
-    """ProxyCLIP: values resized per head, similarity shifted and masked, softmax, repeated for every head."""
+def published(features, value, *, beta=1.2, gamma=3.0, heads=HEADS, batch_mean=False, keep_diagonal=False):
+    """ProxyCLIP: values resized per head, similarity shifted and masked, softmax, repeated for every head.
+
+    batch_mean: of the similarities of all maps, Trident's. keep_diagonal: whole pipelines meet flat windows, whose rows
+    the published code leaves without any entry.
+    """
     batch, height, width = features.shape[:3]
     resized = F.interpolate(value.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
-    heads = resized.flatten(2).unflatten(1, (HEADS, -1)).mT.flatten(0, 1)
+    values = resized.flatten(2).unflatten(1, (heads, -1)).mT.flatten(0, 1)
     similarity = _similarity(features)
-    raised = (similarity - similarity.mean((1, 2), keepdim=True) * beta) * gamma
-    raised = torch.where(raised < 0, float("-inf"), raised)
-    attention = raised.unsqueeze(1).repeat(1, HEADS, 1, 1).flatten(0, 1).softmax(-1)
-    output = torch.bmm(attention, heads).unflatten(0, (batch, HEADS))
+    mean = similarity.mean() if batch_mean else similarity.mean((1, 2), keepdim=True)
+    raised = (similarity - mean * beta) * gamma
+    cut = raised < 0
+    if keep_diagonal:
+        cut.diagonal(dim1=1, dim2=2).fill_(False)
+    raised = torch.where(cut, float("-inf"), raised)
+    attention = raised.unsqueeze(1).repeat(1, heads, 1, 1).flatten(0, 1).softmax(-1)
+    output = torch.bmm(attention, values).unflatten(0, (batch, heads))
     return output.permute(0, 2, 1, 3).flatten(2).unflatten(1, (height, width))
 
 
