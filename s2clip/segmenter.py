@@ -25,6 +25,7 @@ from s2clip.refinement.settings import Refinement, check_refinement, resolve_set
 from s2clip.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.text import TextEncoder, Vocabulary, vocabulary
+from s2clip.text_cache import VectorFiles, default_folder
 
 if TYPE_CHECKING:
     from s2clip.refinement.sam import Refined
@@ -55,6 +56,7 @@ class Segmenter:
         diffusion=None,
         regions: RegionSource | None = None,
         refiner=None,
+        text_files: VectorFiles | None = None,
         method: str | Method = "s2clip",
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
@@ -66,7 +68,8 @@ class Segmenter:
         needed where `method.uses_vfm`. sam: from `s2clip.backbones.sam.load_sam`, where `method.uses_sam`; that of a
         refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
         region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
-        the coarse map alone. max_batch, mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
+        the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
+        mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
         self._models = Models(clip, vfm, sam or getattr(refiner, "sam", None), diffusion)
@@ -83,7 +86,7 @@ class Segmenter:
         self._extension = resolve_extension(self.method)
         self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
         self._upload = Uploader(clip.device)
-        self._text = TextEncoder(clip)
+        self._text = TextEncoder(clip, files=text_files)
         self._vocabulary: Vocabulary | None = None
         self._background: int | None = None
 
@@ -104,6 +107,7 @@ class Segmenter:
         dtype: torch.dtype | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        text_cache: bool | None = None,
         weights: str = "pretrained",
         short_side: int | None = None,
         crop: int | None = None,
@@ -132,6 +136,8 @@ class Segmenter:
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
+            text_cache: keep word vectors in the folder s2clip-text beside the weights, where later processes find them;
+                None: unless the model is "tiny", which is as fast as a disk. Never for random weights.
             weights: "pretrained", or "random": results without meaning, for tests and timing.
             short_side, crop, stride: pixels, instead of the method's own; 0: native size, whole picture. A model
                 trained at another size brings its own (`s2clip.methods.RECIPES`) in place of the method's; what is
@@ -184,6 +190,7 @@ class Segmenter:
             options |= {"vfm": features, "sam": own_sam, "compile": compile}
             options |= {"diffusion": own_diffusion, "diffusion_model": diffusion_model}
             refiner = load_refiner(sam, settings, refine=refine, **options)
+        keep_text = weights != "random" and (model != "tiny" if text_cache is None else text_cache)
         return cls(
             clip,
             vfm=features,
@@ -191,6 +198,7 @@ class Segmenter:
             diffusion=own_diffusion,
             regions=regions,
             refiner=refiner,
+            text_files=VectorFiles(default_folder(cache_dir), clip) if keep_text else None,
             method=method,
             max_batch=max_batch,
             mix_pictures=mix_pictures,
@@ -206,17 +214,24 @@ class Segmenter:
         """The classes that were set, or ()."""
         return self._vocabulary.classes if self._vocabulary else ()
 
-    def set_classes(self, classes: str | Sequence[str], *, background: int | str | None = None) -> "Segmenter":
+    def set_classes(
+        self,
+        classes: str | Sequence[str],
+        *,
+        background: int | str | None = None,
+        allow_repeats: bool = False,
+    ) -> "Segmenter":
         """Name the classes of the pictures to come. Words are encoded once.
 
         Args:
             classes: entries as a list, or one string "sky, house; hut, tree"; words of one class are parted by ";".
             background: the class, by name or number, that pixels under the method's threshold are given.
+            allow_repeats: take lists that hold a word twice, as published ones do; the first class wins it.
 
         Raises:
             ValueError: no class, an empty or repeated name, an unknown background, or a threshold without background.
         """
-        words, number = self._resolve(classes, background)
+        words, number = self._resolve(classes, background, allow_repeats)
         self._text(words.words, self.method.templates)
         self._vocabulary, self._background = words, number
         return self
@@ -455,8 +470,10 @@ class Segmenter:
             reject("regions", f"integers [H,W] = {list(size)}", f"{ids.dtype} {list(ids.shape)}")
         return ids.long()
 
-    def _resolve(self, classes: str | Sequence[str], background: int | str | None) -> tuple[Vocabulary, int | None]:
-        words = vocabulary(classes)
+    def _resolve(
+        self, classes: str | Sequence[str], background: int | str | None, allow_repeats: bool = False
+    ) -> tuple[Vocabulary, int | None]:
+        words = vocabulary(classes, allow_repeats=allow_repeats)
         number = words.find(background)
         if number is None:
             for field in ("threshold", "area_threshold"):

@@ -6,12 +6,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip.errors import reject
+
+if TYPE_CHECKING:
+    from s2clip.text_cache import VectorFiles
 
 PLAIN = ("a photo of a {}.",)
 SCENES = (
@@ -59,11 +63,12 @@ def read_classes(path: str | Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def vocabulary(classes: str | Sequence[str]) -> Vocabulary:
+def vocabulary(classes: str | Sequence[str], *, allow_repeats: bool = False) -> Vocabulary:
     """Classes as a list of entries, or as one string for `parse_classes`; an entry "a; b" holds words of one class.
 
     `ValueError` where there is no class, an empty one, or a word twice (case and blanks aside): both classes would get
-    the same score at every pixel.
+    the same score at every pixel, and the first would win them all. Published lists have such words; `allow_repeats`
+    takes them as they are.
     """
     entries = parse_classes(classes) if isinstance(classes, str) else list(classes)
     if not entries or entries == [""]:
@@ -76,7 +81,7 @@ def vocabulary(classes: str | Sequence[str]) -> Vocabulary:
         if "" in own:
             reject("classes", "no empty name", f"{entry!r} at position {index}")
         for word in own:
-            if _key(word) in seen:
+            if _key(word) in seen and not allow_repeats:
                 reject("classes", "every name once", f"{word!r} in {seen[_key(word)]!r} and in {entry!r}")
             seen[_key(word)] = entry
         names.append("; ".join(own))
@@ -102,18 +107,24 @@ class TextEncoder:
 
     Every word is encoded on its own and cached by what it is (word and templates), so its vector does not depend on its
     company, and new class lists pay for their new words only. `capacity` vectors are kept, the least recently used go.
+    files: a `s2clip.text_cache.VectorFiles` that other processes share; None: vectors live in memory only.
     """
 
-    def __init__(self, clip, capacity: int = 4096) -> None:
+    def __init__(self, clip, capacity: int = 4096, *, files: "VectorFiles | None" = None) -> None:
         self.clip = clip
         self.capacity = capacity
+        self.files = files
+        self._latest: tuple[tuple, Tensor] | None = None
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, words: Sequence[str], templates: str | tuple[str, ...] = "imagenet80") -> Tensor:
         """[Q, C] float32, unit rows in the order of `words`."""
         patterns = resolve_templates(templates)
-        return torch.stack([self._word(word, patterns) for word in words])
+        key, latest = (tuple(words), patterns), self._latest
+        if latest is None or latest[0] != key:  # one picture after the other asks for the same words
+            latest = self._latest = key, torch.stack([self._word(word, patterns) for word in words])
+        return latest[1]
 
     def _word(self, word: str, patterns: tuple[str, ...]) -> Tensor:
         key = (word, patterns)
@@ -121,14 +132,23 @@ class TextEncoder:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        with torch.inference_mode():
-            features = self.clip.encode_text([pattern.replace("{}", word) for pattern in patterns])
-            vector = F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
+        vector = self.files.load(word, patterns) if self.files is not None else None
+        if vector is not None:
+            vector = vector.to(self.clip.device)
+        else:
+            vector = self._encode(word, patterns)
+            if self.files is not None:
+                self.files.store(word, patterns, vector)
         with self._lock:
             self._cache[key] = vector
             while len(self._cache) > self.capacity:
                 self._cache.popitem(last=False)
         return vector
+
+    @torch.inference_mode()
+    def _encode(self, word: str, patterns: tuple[str, ...]) -> Tensor:
+        features = self.clip.encode_text([pattern.replace("{}", word) for pattern in patterns])
+        return F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
 
 
 def _key(word: str) -> str:

@@ -56,6 +56,8 @@ class CLIPBackbone(nn.Module):
     ) -> None:
         super().__init__()
         check_pos_embed_interp(pos_embed_interp)
+        if model.attn_mask is None or model.text_pool_type != "argmax":
+            raise ValueError(f"model: expected a causal text tower that ends in its end token for {name}")
         visual = model.visual
         self.model = model
         self.tokenizer = tokenizer
@@ -163,12 +165,27 @@ class CLIPBackbone(nn.Module):
         return visual.ln_post(x.to(self.dtype)) @ visual.proj
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Text features, not normalised: n strings -> [n,C]. The tokenizer cuts after 77 tokens."""
+        """Text features, not normalised: n strings -> [n,C]. The tokenizer cuts after 77 tokens.
+
+        A batch is as long as its longest text, not 77 tokens: attention is causal, so nothing after a text's end token,
+        whose state is the feature, has a part in it. A template around a word has 6 to 20 tokens.
+        """
         features = [
-            self.model.encode_text(self.tokenizer(texts[start : start + PROMPTS_PER_BATCH]).to(self.device))
+            self._encode_tokens(self.tokenizer(texts[start : start + PROMPTS_PER_BATCH]))
             for start in range(0, len(texts), PROMPTS_PER_BATCH)
         ]
         return torch.cat(features) if features else torch.empty(0, self.embed_dim, dtype=self.dtype, device=self.device)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids [n,T] on the CPU, the end token with the largest id -> [n,C]."""
+        model, dtype = self.model, self.model.transformer.get_cast_dtype()
+        end = tokens.argmax(1)
+        length = int(end.max()) + 1
+        x = model.token_embedding(tokens[:, :length].to(self.device)).to(dtype)
+        x = x + model.positional_embedding[:length].to(dtype)
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        rows = torch.arange(len(x), device=self.device)
+        return model.ln_final(x[rows, end.to(self.device)]) @ model.text_projection
 
     def unknown_words(self, texts: list[str]) -> list[str]:
         """Words the tokenizer cannot express, first occurrence first; CLIP's byte-pair code knows them all."""
