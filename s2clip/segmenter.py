@@ -72,7 +72,8 @@ class Segmenter:
         mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
-        self._models = Models(clip, vfm, sam or getattr(refiner, "sam", None), diffusion)
+        sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
+        self._models = Models(clip, vfm, sam, diffusion)
         for argument, value, needed, what in (
             ("vfm", vfm, self.method.uses_vfm, "a vision foundation model"),
             ("sam", self._models.sam, self.method.uses_sam, "a SAM"),
@@ -232,7 +233,7 @@ class Segmenter:
             ValueError: no class, an empty or repeated name, an unknown background, or a threshold without background.
         """
         words, number = self._resolve(classes, background, allow_repeats)
-        self._text(words.words, self.method.templates)
+        self._rows(words)
         self._vocabulary, self._background = words, number
         return self
 
@@ -369,7 +370,7 @@ class Segmenter:
             watch = Stopwatch(self.device)
             with torch.inference_mode():
                 with watch("text"):
-                    text = self._text(words.words, self.method.templates)
+                    text = self._rows(words)
                 with watch("classify"):
                     labels, confidence, maps = self._extension.decide(
                         one,
@@ -399,7 +400,7 @@ class Segmenter:
         watch = Stopwatch(self.device)
         embeddings = [one.sam or self.refiner.embed(one.picture) for one in encoded]
         try:
-            if self.refiner.diffusion is not None:
+            if self.refiner.diffusion is not None and not self._extension.smooths_itself:
                 smooth = [self._diffused(*one, watch) for one in zip(coarse, scores, strict=True)]
                 before, scores = [one for one, _ in smooth], [maps for _, maps in smooth]
             else:
@@ -474,6 +475,8 @@ class Segmenter:
         self, classes: str | Sequence[str], background: int | str | None, allow_repeats: bool = False
     ) -> tuple[Vocabulary, int | None]:
         words = vocabulary(classes, allow_repeats=allow_repeats)
+        if extra := self._extension.extra_words:
+            vocabulary([*words.classes, *extra], allow_repeats=allow_repeats)  # a class among them would lose its score
         number = words.find(background)
         if number is None:
             for field in ("threshold", "area_threshold"):
@@ -485,6 +488,10 @@ class Segmenter:
                 "model %s does not know %s: expect nothing of these words", self.clip.name, ", ".join(unknown)
             )
         return words, number
+
+    def _rows(self, words: Vocabulary) -> Tensor:
+        """Unit rows [Q+E,C] of the words, and of those that the method adds."""
+        return self._text((*words.words, *self._extension.extra_words), self.method.templates)
 
     def _require_classes(self) -> Vocabulary:
         if self._vocabulary is None:

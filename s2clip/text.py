@@ -26,6 +26,18 @@ SCENES = (
     "this is one {} in the scene.",
 )
 """What MaskCLIP and CLIPSurgery add to OpenAI's 80 ImageNet templates."""
+CLIPER = (
+    "a clean origami {}.",
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    *(f"a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+    *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+    *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
+)
+"""CLIPer's; the first is one of OpenAI's 80 that strayed in."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
     """The strings behind a `Method.templates`; {} stands for the word."""
     if templates == "plain":
         return PLAIN
+    if templates == "cliper15":
+        return CLIPER
     if templates in ("imagenet80", "imagenet85"):
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
