@@ -125,17 +125,17 @@ class DiffusionAffinity:
         return [layers[name] for name in LAYERS]
 
     @torch.inference_mode()
-    def refine(self, image: Tensor, scores: Tensor) -> Tensor:
+    def refine(self, image: Tensor, scores: Tensor, *, threshold: float | None = None) -> Tensor:
         """Scores [K,h,w] of the whole picture → R [K,g,g] fp32 on Stable Diffusion's grid (g = 64).
 
-        Raises ValueError for scores that are not finite, or no [K,h,w].
+        threshold: in place of the affinity's own. Raises ValueError for scores that are not finite, or no [K,h,w].
         """
         if scores.ndim != 3 or 0 in scores.shape or not scores.is_floating_point() or not scores.isfinite().all():
             reject("scores", "finite floats [K,h,w], none of them 0", f"{scores.dtype} {list(scores.shape)}")
         scores = scores.to(self.device, torch.float32)
         columns = F.interpolate(scores[None], self.grid, mode="bilinear", align_corners=False)[0].flatten(1).T
         for matrix in matrices_from_the_right(self.attention(image)):
-            columns = normalise_(matrix, self.threshold) @ columns
+            columns = normalise_(matrix, self.threshold if threshold is None else threshold) @ columns
         return columns.T.unflatten(1, self.grid).contiguous()
 
 
@@ -184,15 +184,7 @@ def diffuse(
     """
     coarse = scores.planes(range(scores.classes), affinity.grid)
     maps = DenseScores(refine_scores(affinity, picture.float() / 255, coarse))
-    size = (picture.shape[1], picture.shape[2])
-    confidence = torch.full(size, float("-inf"), device=affinity.device)
-    labels = torch.zeros(size, dtype=torch.int64, device=affinity.device)
-    for group in maps.chunks(range(maps.classes), size):
-        planes = maps.planes(group, size)
-        first = planes.argmax(0)
-        largest = planes.gather(0, first[None])[0]
-        better = largest > confidence
-        labels, confidence = torch.where(better, first + group[0], labels), torch.where(better, largest, confidence)
+    labels, confidence = maps.best((picture.shape[1], picture.shape[2]))
     if background is not None:
         labels.masked_fill_(confidence < threshold, background)
     return labels, confidence, maps

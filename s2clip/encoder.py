@@ -116,7 +116,7 @@ class Encoder:
         method, clip = self.method, self.clip
         watch = Stopwatch(clip.device)
         with watch("resize"):
-            multiple = self.multiple if method.merge == "splice" else 1
+            multiple = self.multiple if method.merge == "splice" or self.extension.aligned else 1
             resized = self.extension.prepare(picture.to(clip.device), method, multiple)
             canvas = (resized.shape[1], resized.shape[2])
             boxes = window_boxes(*canvas, method.crop, method.stride)

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 from s2clip.errors import reject
+from s2clip.published.cliper import Cliper
 from s2clip.published.clipsurgery import ClipSurgery
 from s2clip.published.extension import Extension, replace_fields
 from s2clip.published.gem import Gem
@@ -25,7 +26,7 @@ from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
 MERGES = ("splice", "pixel")
-TEMPLATES = ("imagenet80", "imagenet85", "plain")
+TEMPLATES = ("imagenet80", "imagenet85", "cliper15", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Method:
     # Text and decision.
     templates: str | tuple[str, ...] = "imagenet80"
     """Prompt templates: "imagenet80" (OpenAI's 80), "imagenet85" (and five of a scene; MaskCLIP and CLIPSurgery),
-    "plain" (a photo of a {}.), or your own strings holding {}."""
+    "cliper15" (CLIPer's 15), "plain" (a photo of a {}.), or your own strings holding {}."""
     logit_scale: float = 40.0
     """[α] > 0: factor of the cosines before the softmax over all words."""
     threshold: float = 0.0
@@ -95,11 +96,16 @@ class Method:
     area_threshold: float | None = None
     """[θ] 0..1: a foreground class with at most this share of the foreground pixels is dropped (SCLIP on VOC21)."""
 
+    pamr_iterations: int = 0
+    """[T] >= 0: refinements of the cosines along the picture's edges before the softmax (PAMR); NACLIP publishes 10."""
+    pamr_dilations: tuple[int, ...] = (8, 16)
+    """[δ] pixels >= 1: how far PAMR's neighbours are apart."""
+
     extension: Extension | None = None
     """What the fields above cannot say, with settings of its own: see `s2clip.published.extension`."""
 
     def __post_init__(self) -> None:
-        for field in ("terms", "weights", "levels", "templates"):
+        for field in ("terms", "weights", "levels", "templates", "pamr_dilations"):
             if isinstance(getattr(self, field), list):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
         self._check_last_block()
@@ -174,6 +180,10 @@ class Method:
         )
         self._require(is_real(self.logit_scale) and self.logit_scale > 0, "logit_scale", "a number > 0")
         self._require(is_real(self.threshold) and 0 <= self.threshold <= 1, "threshold", "a number in 0..1")
+        iterations, dilations = self.pamr_iterations, self.pamr_dilations
+        self._require(is_whole(iterations) and iterations >= 0, "pamr_iterations", "a whole number >= 0")
+        apart = isinstance(dilations, tuple) and all(is_whole(dilation) and dilation >= 1 for dilation in dilations)
+        self._require(apart and dilations != (), "pamr_dilations", "a tuple of whole numbers >= 1 (pixels)")
         area = self.area_threshold
         self._require(area is None or (is_real(area) and 0 <= area <= 1), "area_threshold", "None or a number in 0..1")
 
@@ -221,8 +231,10 @@ class Recipe:
     stride: int
 
     def adapt(self, method: Method) -> Method:
-        """The method with this model's windows."""
-        return dataclasses.replace(method, **dataclasses.asdict(self))
+        """The method with this model's windows, but for what its extension needs as it is."""
+        needed = {} if method.extension is None else method.extension.requires
+        windows = {field: value for field, value in dataclasses.asdict(self).items() if field not in needed}
+        return dataclasses.replace(method, **windows)
 
 
 RECIPES = {"tiny": Recipe(short_side=160, crop=64, stride=32)}  # trained on 64x64
@@ -287,7 +299,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="naclip",
-            source="NACLIP (Hajimiri et al. 2025), reduced form, without its PAMR post-processing",
+            source="NACLIP (Hajimiri et al. 2025), reduced form; its code adds PAMR, pamr_iterations=10, by default",
             terms=("kk",),
             gaussian_sigma=5.0,
             crop=224,
@@ -299,6 +311,16 @@ METHODS: dict[str, Method] = {
             terms=(),
             vfm_weight=1.0,
             **_LAST_BLOCK_ALONE,
+        ),
+        Method(
+            name="cliper",
+            source="CLIPer (Sun et al. 2024), linsun449/cliper.code c05fa41; published with stable_diffusion=True",
+            long_side=None,
+            crop=None,
+            merge="pixel",
+            templates="cliper15",
+            logit_scale=100.0,
+            extension=Cliper(),
         ),
         Method(
             name="trident",

@@ -122,6 +122,12 @@ class Extension:
     """`Segmenter(regions=...)`: a function that gives the ids of a picture."""
     whole_picture: ClassVar[bool] = False
     """`window_features` is given all windows of one picture at once and keeps to `max_batch` itself."""
+    aligned: ClassVar[bool] = False
+    """`prepare` is given the patch as `multiple`, though windows are not spliced: none of them is padded then."""
+    smooths_itself: ClassVar[bool] = False
+    """`decide` smooths by `models.diffusion` where it is loaded: a refinement by Stable Diffusion leaves that to it."""
+    extra_words: ClassVar[tuple[str, ...]] = ()
+    """Words that belong to no class: their rows come last in the `text` that `decide` is given."""
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `Method` that must have these values, because the hooks rely on them."""
     default_vfm: ClassVar[str] = "dino-b8"
@@ -156,7 +162,8 @@ class Extension:
         *,
         with_scores: bool,
     ) -> Decision:
-        """Labels of an encoded picture. text [Q,C] unit rows; class_index: the class of each of the Q words.
+        """Labels of an encoded picture. text [Q,C] unit rows; class_index: the class of each of the Q words. With E
+        `extra_words`, text is [Q+E,C].
 
         with_scores: whether class scores are wanted too, for a refinement.
         """

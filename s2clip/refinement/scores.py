@@ -70,6 +70,24 @@ class ScoreMaps:
             own = torch.where(inside, planes.gather(0, position.where(inside, 0)[None])[0], own)
         return Summary(best, own, torch.cat(peaks))
 
+    def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(the first class of the largest P_c at `size`, int64; that P_c), each [H,W], a few planes at a time."""
+        confidence = torch.full(size, float("-inf"), device=self.device)
+        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+        for group in self.chunks(range(self.classes), size):
+            planes = self.planes(group, size)
+            first = planes.argmax(0)
+            largest = planes.gather(0, first[None])[0]
+            better = largest > confidence
+            labels, confidence = torch.where(better, first + group[0], labels), torch.where(better, largest, confidence)
+        return labels, confidence
+
+    def extremes(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(smallest, largest) of each P_c at `size`, [K] each, a few planes at a time."""
+        groups = self.chunks(range(self.classes), size)
+        low, high = zip(*(self.planes(group, size).flatten(1).aminmax(dim=1) for group in groups), strict=True)
+        return torch.cat(low), torch.cat(high)
+
     def largest(self, size: tuple[int, int]) -> tuple[int, int]:
         """The largest plane that making one at `size` holds."""
         return size
