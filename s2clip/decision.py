@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip import ops
+from s2clip import ops, pamr
 from s2clip.errors import reject
 from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
+from s2clip.windows import resize
 
 if TYPE_CHECKING:
     from s2clip.encoder import Encoded
@@ -38,8 +39,10 @@ def decide_picture(
     *,
     with_scores: bool,
 ) -> Decision:
-    """The shared decision about one picture: cosines with the text's unit rows [Q,C], then `decide`."""
+    """The shared decision about one picture: cosines with the text's unit rows [Q,C], PAMR, then `decide`."""
     cosines = cosine_maps(encoded, text)
+    if method.pamr_iterations:
+        cosines = along_edges(cosines, encoded, method)
     settings = (encoded.size, class_index, method, background)
     labels, confidence = decide(cosines, *settings)
     return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
@@ -62,6 +65,17 @@ def cosine_maps(encoded: Encoded, text: Tensor) -> Tensor:
         ]
         hits[box.top : box.bottom, box.left : box.right] += 1
     return (total / hits)[None]
+
+
+def along_edges(cosines: Tensor, encoded: Encoded, method: Method) -> Tensor:
+    """Cosines [1,Q,h,w] → [1,Q,H,W] at the picture's size, refined by PAMR.
+
+    Its edges are those of the picture as the windows saw it, at the canvas' resolution, as published.
+    """
+    image = resize(encoded.picture.to(cosines.device), encoded.canvas)
+    image = F.interpolate(image[None], encoded.size, mode="bilinear", align_corners=False)[0]
+    settings = {"iterations": method.pamr_iterations, "dilations": method.pamr_dilations}
+    return pamr.refine_maps(cosines[0], encoded.size, image, **settings)[None]
 
 
 def _cosines(features: Tensor, text: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ def test_the_eighty_templates():
     templates = resolve_templates("imagenet80")
     assert len(set(templates)) == 80
     assert "itap of a {}." in templates
+    assert resolve_templates("imagenet85")[:80] == templates
+    assert len(set(resolve_templates("imagenet85"))) == 85
+    assert "this is one {} in the scene." in resolve_templates("imagenet85")
     assert resolve_templates("plain") == ("a photo of a {}.",)
     assert resolve_templates(("the {}",)) == ("the {}",)
 
