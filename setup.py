@@ -13,6 +13,7 @@ VERSION = next(
 
 DEMO = ["gradio>=6"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
+PLOT = ["matplotlib>=3.9"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -24,6 +25,8 @@ TEST = [
     "pycocotools>=2.0.11",
     "selenium>=4.20",
     *DEMO,
+    "scikit-learn>=1.5",
+    *PLOT,
     *DIFFUSION,
 ]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
@@ -43,6 +46,8 @@ setup(
         "s2clip.ops",
         "s2clip.backbones",
         "s2clip.cli",
+        "s2clip.analysis",
+        "s2clip.analysis.plots",
         "s2clip.evaluation",
         "s2clip.published",
         "s2clip.analysis",
@@ -72,6 +77,7 @@ setup(
         "trident": ["scikit-image>=0.24"],
         "demo": DEMO,
         "diffusion": DIFFUSION,
+        "plot": PLOT,
         "dev": [*TEST, *BENCH, "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},

@@ -7,6 +7,7 @@ Results go to stdout, everything else to stderr. torch is imported by the comman
 import click
 
 from s2clip import __version__
+from s2clip.cli.analyze import analyze
 from s2clip.cli.check_data import check_data
 from s2clip.cli.convert import convert
 from s2clip.cli.demo import demo
@@ -22,5 +23,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, demo, evaluate, check_data, convert, doctor):
+for command in (segment, demo, evaluate, check_data, convert, doctor, analyze):
     main.add_command(command)

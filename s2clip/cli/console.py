@@ -25,20 +25,25 @@ def usage_errors() -> Iterator[None]:
         raise ValueFailure(str(error)) from error
 
 
-def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
-    """`Segmenter.from_pretrained`, with a device that is not there told apart from one that does not exist."""
+def check_device(device: str | None) -> None:
+    """A device that does not exist is a wrong argument, one that is not there a matter of the machine."""
     import torch
 
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueFailure(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
+
+
+def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
+    """`Segmenter.from_pretrained`, its ValueErrors as the user's."""
     from s2clip import Segmenter
 
-    device = model_settings.get("device")
-    if device is not None:
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            raise ValueFailure(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
+    check_device(model_settings.get("device"))
     with usage_errors():
         return Segmenter.from_pretrained(**model_settings, **more)
 

@@ -1,22 +1,37 @@
-"""`s2clip evaluate`: methods side by side on a data set."""
+"""`s2clip evaluate`: methods side by side on the embedded scenes or on a benchmark."""
 
 import json
-from typing import Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_predictions
 from s2clip.cli.console import load_segmenter, progress, usage_errors
 from s2clip.cli.options import model_options, output_options
-from s2clip.cli.program import ListOptions
+from s2clip.cli.program import INPUTS_FAILED, ListOptions, ValueFailure
+
+if TYPE_CHECKING:
+    from s2clip.evaluation.report import Report
+
+SCENES = "scenes"
+SCENES_LIMIT = 200
 
 
 @click.command(cls=ListOptions)
-@click.argument("dataset", type=click.Choice(["scenes"]), metavar="DATASET")
-@click.option("--method", "methods", multiple=True, default=["s2clip"], show_default=True, help="One or several.")
+@click.argument("dataset", metavar="DATASET")
+@click.option("--data", type=click.Path(path_type=Path), help="The data set's folder, or the one that holds it.")
+@click.option("--method", "methods", multiple=True, help="One or several; default: s2clip.")
 @click.option("--refine", "refinements", multiple=True, default=["none"], show_default=True, help="One or several.")
-@click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts; one line per variant.")
-@click.option("--limit", default=200, show_default=True, help="Number of scenes.")
-@click.option("--seed", default=0, show_default=True, help="Which scenes; none of them was trained on.")
+@click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts.")
+@click.option("--limit", type=int, help=f"The first pictures only; default: all, of the scenes {SCENES_LIMIT}.")
+@click.option("--seed", type=int, help="Which scenes, default: 0; none of them was trained on.")
+@click.option("--resume", is_flag=True, help="Go on where a run into the same folder stopped.")
+@click.option("--shard", metavar="I/N", help="Part I of N, from 0; the last one to end writes the result.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Score the label PNGs of this folder instead.")
+@click.option("--save-predictions", is_flag=True, help="Also write the label PNGs.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of all results; default: out/evaluate.")
 @model_options
 @output_options
 def evaluate(
@@ -24,28 +39,62 @@ def evaluate(
     methods: tuple[str, ...],
     refinements: tuple[str, ...],
     ablate: bool,
-    limit: int,
+    seed: int | None,
+    predictions: Path | None,
+    model_settings: dict[str, Any],
+    as_json: bool,
+    show_progress: bool,
+    **run: Any,
+) -> None:
+    """mIoU per class and times of several methods side by side, in per cent.
+
+    DATASET is scenes (embedded), voc21, context60, coco-object, voc20, cityscapes, context59, ade20k or coco-stuff.
+    On these every method runs with its published settings; options given here replace them.
+    """
+    if ablate and "sam" not in refinements:
+        raise ValueFailure("--ablate needs --refine sam")
+    if predictions is not None and methods:
+        raise ValueFailure("--predictions scores what is saved: give it without --method")
+    pairs = [(method, refine) for method in dict.fromkeys(methods or ["s2clip"]) for refine in dict.fromkeys(refinements)]
+    if dataset == SCENES:
+        given = {name: value for name, value in {**run, "predictions": predictions}.items() if name != "limit"}
+        for name, value in given.items():
+            if value:
+                raise ValueFailure(f"--{name.replace('_', '-')}: not with {SCENES}, which are painted as they are scored")
+        _scenes(pairs, ablate, run["limit"], seed or 0, model_settings, as_json, show_progress)
+        return
+    if seed is not None:
+        raise ValueFailure(f"--seed: of {SCENES} only")
+    chosen = Run(dataset, show_progress=show_progress, **run)
+    if predictions is not None:
+        reports = evaluate_predictions(chosen, predictions)
+    else:
+        reports = evaluate_methods(chosen, pairs, ablate, model_settings)
+    announce(reports, as_json)
+
+
+def _scenes(
+    pairs: list[tuple[str, str]],
+    ablate: bool,
+    limit: int | None,
     seed: int,
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
 ) -> None:
-    """mIoU per class and milliseconds per image of several methods side by side, in per cent."""
     from s2clip.evaluation.scenes import ablation_table, ablations, scene_seeds, table
     from s2clip.evaluation.scenes import evaluate as run
 
+    limit = SCENES_LIMIT if limit is None else limit
     with usage_errors():
         seeds = scene_seeds(seed, limit)
-        if ablate and "sam" not in refinements:
-            raise ValueError("--ablate needs --refine sam")
-    pairs = [(method, refine) for method in dict.fromkeys(methods) for refine in dict.fromkeys(refinements)]
     segmenters = [load_segmenter(model_settings, method=method, refine=refine) for method, refine in pairs]
     if ablate:
         refined = [one for one, (_, refine) in zip(segmenters, pairs, strict=True) if refine == "sam"]
         segmenters += [variant for one in refined for variant in ablations(one)]
     rows = run(segmenters, seeds, progress=lambda items: progress(items, show_progress))
     if as_json:
-        click.echo(json.dumps({"dataset": dataset, "rows": rows}, allow_nan=False))
+        click.echo(json.dumps({"dataset": SCENES, "rows": rows}, allow_nan=False))
     else:
-        click.echo(f"{dataset}: {limit} pictures of seed {seed}, model {model_settings['model']}, per cent\n")
+        click.echo(f"{SCENES}: {limit} pictures of seed {seed}, model {model_settings['model']}, per cent\n")
         click.echo(ablation_table(rows) if ablate else table(rows))

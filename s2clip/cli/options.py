@@ -3,48 +3,55 @@
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+_MODELS = {
+    "model": click.option(
+        "--model", default="tiny", show_default=True, help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14."
+    ),
+    "vfm": click.option(
+        "--vfm", help="Vision foundation model, e.g. dino-b8; default: the one that goes with the model."
+    ),
+    "sam": click.option(
+        "--sam", help="SAM for --refine: sam-tiny, sam-vit-b, sam-vit-l, sam-vit-h; default: as the model."
+    ),
+    "device": click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
+    "weights": click.option("--weights", default="pretrained", help="'random': real architecture, meaningless output."),
+    "cache_dir": click.option(
+        "--cache-dir", type=click.Path(path_type=Path), help="Where weights lie or are downloaded to."
+    ),
+    "local_files_only": click.option("--local-files-only", is_flag=True, help="Never use the network."),
+    "short_side": click.option("--short-side", type=int, help="Pixels the shorter side is resized to; 0: native size."),
+    "crop": click.option("--crop", type=int, help="Pixels of a window; 0: the whole picture."),
+    "stride": click.option("--stride", type=int, help="Pixels between windows."),
+}
+_LOADING = ("model", "device", "weights", "cache_dir", "local_files_only")
+
 
 def model_options(command: Callable) -> Callable:
     """What `Segmenter.from_pretrained` needs, handed to the command as one dictionary `model_settings`."""
-    options = [
-        click.option("--model", default="tiny", show_default=True, help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14."),
-        click.option("--vfm", help="Vision foundation model, e.g. dino-b8; default: the one that goes with the model."),
-        click.option(
-            "--sam", help="SAM for --refine: sam-tiny, sam-vit-b, sam-vit-l, sam-vit-h; default: as the model."
-        ),
-        click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
-        click.option("--weights", default="pretrained", help="'random': real architecture, meaningless output."),
-        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights lie or are downloaded to."),
-        click.option("--local-files-only", is_flag=True, help="Never use the network."),
-        click.option("--short-side", type=int, help="Pixels the shorter side is resized to; 0: native size."),
-        click.option("--crop", type=int, help="Pixels of a window; 0: the whole picture."),
-        click.option("--stride", type=int, help="Pixels between windows."),
-    ]
-    names = (
-        "model",
-        "vfm",
-        "sam",
-        "device",
-        "weights",
-        "cache_dir",
-        "local_files_only",
-        "short_side",
-        "crop",
-        "stride",
-    )
+    return decorated(gathered(command, "model_settings", _MODELS), _MODELS.values())
+
+
+def loading_options(command: Callable) -> Callable:
+    """What `load_clip` and `load_vfm` need, handed to the command as one dictionary `model_settings`."""
+    return decorated(gathered(command, "model_settings", _LOADING), [_MODELS[name] for name in _LOADING])
+
+
+def gathered(command: Callable, name: str, names: Iterable[str]) -> Callable:
+    """The command with these arguments handed to it as one dictionary under `name`."""
+    names = tuple(names)
 
     @functools.wraps(command)
-    def with_settings(**arguments: Any) -> Any:
-        settings = {name: arguments.pop(name) for name in names}
-        return command(model_settings=settings, **arguments)
+    def with_dictionary(**arguments: Any) -> Any:
+        values = {key: arguments.pop(key) for key in names}
+        return command(**{name: values}, **arguments)
 
-    return _decorated(with_settings, options)
+    return with_dictionary
 
 
 def output_options(command: Callable) -> Callable:
@@ -69,10 +76,11 @@ def output_options(command: Callable) -> Callable:
             logger.removeHandler(handler)
             logger.setLevel(level)
 
-    return _decorated(with_log, options)
+    return decorated(with_log, options)
 
 
-def _decorated(command: Callable, options: Sequence[Callable]) -> Callable:
-    for option in reversed(options):
+def decorated(command: Callable, options: Iterable[Callable]) -> Callable:
+    """The command with click's options in this order."""
+    for option in reversed(list(options)):
         command = option(command)
     return command
