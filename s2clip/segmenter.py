@@ -279,11 +279,22 @@ class Segmenter:
         self, sources: Iterable[Source], batch_size: int, workers: int, record: bool
     ) -> Iterator[Result | Failure]:
         batches = read_batches(sources, self._read, batch_size=batch_size, workers=workers)
-        queue = pipeline.DeviceQueue(self.device)
         try:
-            yield from pipeline.run(batches, self._compute, queue, whole=self._encoder.mix_pictures, record=record)
+            yield from self._run(batches, record)
         finally:
             batches.close()
+
+    def stream_batches(self, batches: Iterable[list[Picture | Failure]]) -> Iterator[Result | Failure]:
+        """`stream` for who reads by himself (`s2clip.reading.read`) and decides which pictures share a batch.
+
+        Failures are yielded in their place, as by `on_error="record"`. Raises ValueError where no classes were set.
+        """
+        self._require_classes()
+        return self._run(batches, record=True)
+
+    def _run(self, batches: Iterable[list[Picture | Failure]], record: bool) -> Iterator[Result | Failure]:
+        queue = pipeline.DeviceQueue(self.device)
+        return pipeline.run(batches, self._compute, queue, whole=self._encoder.mix_pictures, record=record)
 
     def _compute(self, pictures: Sequence[Picture]) -> pipeline.Finish:
         results = self._segment(self._encode(pictures), self._require_classes(), self._background)

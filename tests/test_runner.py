@@ -252,15 +252,14 @@ def test_bad_pictures_are_recorded_and_the_rest_is_scored(segmenter, tmp_path):
 
 def test_a_picture_that_the_models_fail_on_takes_no_other_with_it(dataset, tmp_path, monkeypatch):
     segmenter = small_segmenter()
-    encode = segmenter._encoder.__class__.__call__
-    bad = segmenter._read(str(dataset[1].image_path)).pixels
+    encode, bad = segmenter._encode, str(dataset[1].image_path)
 
-    def failing(self, pictures, *rest, **options):
-        if any(torch.equal(getattr(picture, "pixels", picture), bad) for picture in pictures):
+    def failing(pictures):
+        if any(picture.source == bad for picture in pictures):
             raise RuntimeError("out of memory:\n tried to allocate")
-        return encode(self, pictures, *rest, **options)
+        return encode(pictures)
 
-    monkeypatch.setattr(segmenter._encoder.__class__, "__call__", failing)
+    monkeypatch.setattr(segmenter, "_encode", failing)
     report = evaluate_dataset(segmenter, dataset, tmp_path, limit=6, batch_size=3)
     assert sorted(report.tally.done) == [0, 2, 3, 4, 5]
     assert report.failed == [(dataset[1].name, "out of memory: tried to allocate")]

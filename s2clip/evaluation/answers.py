@@ -1,6 +1,6 @@
 """Where label maps come from: a `Segmenter`, or files that any other method has saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from s2clip.errors import DatasetError, S2ClipError
+from s2clip.errors import DatasetError
 from s2clip.evaluation.metrics import IGNORE
-from s2clip.evaluation.pictures import Item, one_line
+from s2clip.evaluation.pictures import Item, Reading, one_line
 from s2clip.evaluation.protocol import machine
-from s2clip.images import DAMAGE, MAX_PIXELS
+from s2clip.images import DAMAGE
+from s2clip.reading import Failure
 from s2clip.result import Result
 
 INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -26,42 +27,31 @@ class Answer:
 
     labels: Tensor | None = None
     error: str | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
     result: Result | None = None
 
 
 class SegmenterAnswers:
     """A segmenter whose classes are set, asked batch by batch."""
 
-    needs_pixels = True
-
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
-        self.max_pixels = segmenter.max_pixels
         self.device = segmenter.device
+        self.reading = Reading(max_pixels=segmenter.max_pixels, pin=self.device.type == "cuda")
 
     @property
     def settings(self) -> dict[str, Any]:
+        """For the protocol: prompts, models, method; a device by what it is, not by its number."""
         settings = {name: value for name, value in self.segmenter.settings.items() if name != "device"}
-        return {
-            "prompts": list(self.segmenter.classes),
-            **settings,
-            "machine": machine(self.device),
-        }
+        return {"prompts": list(self.segmenter.classes), **settings, "machine": machine(self.device)}
 
-    def __call__(self, items: Sequence[Item]) -> list[Answer]:
-        """One answer per item. Where a batch fails as a whole, its pictures are tried one by one."""
-        pictures = [item.pixels for item in items]
-        try:
-            return [_answer(result) for result in self.segmenter.stream(pictures, batch_size=len(pictures))]
-        except (S2ClipError, ValueError, RuntimeError, MemoryError) as error:
-            if len(items) == 1:
-                return [Answer(error=one_line(error))]
-        return [answer for item in items for answer in self([item])]
-
-
-def _answer(result: Result) -> Answer:
-    return Answer(result.segmentation, timings=dict(result.timings), result=result)
+    def __call__(self, batches: Iterable[list[Item]]) -> Iterator[Answer]:
+        """One answer per item, in order; a GPU may be given the next batch before this one is looked at."""
+        for outcome in self.segmenter.stream_batches([item.picture for item in items] for items in batches):
+            if isinstance(outcome, Failure):
+                yield Answer(error=one_line(outcome.error))
+            else:
+                yield Answer(outcome.segmentation, timings=outcome.timings, result=outcome)
 
 
 class SavedAnswers:
@@ -71,9 +61,8 @@ class SavedAnswers:
         DatasetError: no folder, or none of its files has the name of a picture of the data set.
     """
 
-    needs_pixels = False
-    max_pixels = MAX_PIXELS
     device = torch.device("cpu")
+    reading = Reading(pixels=False)
 
     def __init__(self, folder: Path, dataset: Any) -> None:
         self.folder, self.classes = Path(folder), len(dataset.classes)
@@ -90,14 +79,17 @@ class SavedAnswers:
     def settings(self) -> dict[str, Any]:
         return {"method": {"name": "predictions"}, "predictions": str(self.folder)}
 
-    def __call__(self, items: Sequence[Item]) -> list[Answer]:
-        return [self._read(item) for item in items]
+    def __call__(self, batches: Iterable[list[Item]]) -> Iterator[Answer]:
+        for items in batches:
+            yield from map(self._read, items)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.png"
 
     def _read(self, item: Item) -> Answer:
         path = self._path(item.name)
+        if item.error is not None:
+            return Answer(error=item.error)
         try:
             with Image.open(path) as image:
                 if image.mode not in INDEXED:

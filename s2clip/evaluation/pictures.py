@@ -1,5 +1,6 @@
 """Pictures and annotations read ahead of the device by a few threads."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from s2clip.errors import DatasetError, S2ClipError
 from s2clip.evaluation.metrics import IGNORE
-from s2clip.images import read_image
+from s2clip.images import MAX_PIXELS
+from s2clip.reading import Failure, Picture, read
 
 THREADS = 4
 BATCHES_AHEAD = 2
@@ -44,34 +46,52 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One picture as it was read: pixels uint8 [3,H,W] (None where nobody looks at them), target uint8 [H,W].
+    """One picture as it was read.
 
-    error: why it could not be read, and then nothing else is there. milliseconds: what reading took.
+    picture: the pixels, a `Failure` where picture or annotation cannot be used, None where nobody looks at pixels.
+    target: ids uint8 [H,W], or None after a failure. milliseconds: what reading took.
     """
 
     index: int
     name: str
-    pixels: Tensor | None = None
+    picture: Picture | Failure | None = None
     target: Tensor | None = None
-    error: str | None = None
     milliseconds: float = 0.0
 
+    @property
+    def error(self) -> str | None:
+        """Why the picture cannot be used."""
+        return one_line(self.picture.error) if isinstance(self.picture, Failure) else None
 
-def read(dataset: Any, index: int, *, with_pixels: bool, max_pixels: int) -> Item:
-    """Picture `index`; whatever is wrong with its files becomes `error`."""
+
+@dataclass(frozen=True)
+class Reading:
+    """Whether pixels are needed at all, their limit, and whether they go to pinned memory."""
+
+    pixels: bool = True
+    max_pixels: int = MAX_PIXELS
+    pin: bool = False
+
+
+def read_item(dataset: Any, index: int, reading: Reading) -> Item:
+    """Picture `index` with its annotation; whatever is wrong with the files becomes a `Failure`."""
     start = time.perf_counter()
     sample = dataset[index]
+    path = os.fspath(sample.image_path)
     try:
         target = _target(dataset.annotation(index), len(dataset.classes), sample.annotation_path)
-        pixels = read_image(sample.image_path, max_pixels=max_pixels) if with_pixels else None
-        if pixels is not None and pixels.shape[1:] != target.shape:
+        picture = read(path, max_pixels=reading.max_pixels, pin=reading.pin) if reading.pixels else None
+        if isinstance(picture, Failure):
+            return Item(index, sample.name, picture)
+        if picture is not None and picture.pixels.shape[1:] != target.shape:
+            height, width = picture.pixels.shape[1:]
             raise DatasetError(
-                f"{sample.annotation_path}: expected {pixels.shape[2]}x{pixels.shape[1]}, the size of "
-                f"{sample.image_path}, received {target.shape[1]}x{target.shape[0]}"
+                f"{sample.annotation_path}: expected {width}x{height}, the size of {path}, "
+                f"received {target.shape[1]}x{target.shape[0]}"
             )
     except (S2ClipError, ValueError, OSError, MemoryError) as error:
-        return Item(index, sample.name, error=one_line(error))
-    return Item(index, sample.name, pixels, target, milliseconds=1000 * (time.perf_counter() - start))
+        return Item(index, sample.name, Failure(path, error))
+    return Item(index, sample.name, picture, target, 1000 * (time.perf_counter() - start))
 
 
 def _target(ids: Tensor, classes: int, path: Path) -> Tensor:
@@ -89,17 +109,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def batches(
-    dataset: Any, chunks: Sequence[Sequence[int]], *, with_pixels: bool, max_pixels: int
-) -> Iterator[list[Item]]:
-    """The items of each chunk of indices, in order, two chunks read ahead. Closing the iterator ends the threads."""
+def batches(dataset: Any, chunks: Sequence[Sequence[int]], reading: Reading) -> Iterator[list[Item]]:
+    """The items of each chunk of indices, in order, two chunks read ahead. Closing the iterator ends the threads.
+
+    Chunks stay what they are, so that a GPU sees the same pictures together whatever was computed before.
+    """
     waiting: deque[list[Future[Item]]] = deque()
     readers = ThreadPoolExecutor(THREADS, thread_name_prefix="s2clip-read")
     try:
         for position in range(len(chunks) + BATCHES_AHEAD):
             if position < len(chunks):
-                options = {"with_pixels": with_pixels, "max_pixels": max_pixels}
-                waiting.append([readers.submit(read, dataset, index, **options) for index in chunks[position]])
+                waiting.append([readers.submit(read_item, dataset, index, reading) for index in chunks[position]])
             if position >= BATCHES_AHEAD:
                 yield [future.result() for future in waiting.popleft()]
     finally:

@@ -11,10 +11,12 @@ models is the metric.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -128,24 +130,27 @@ def _run(
     if answers.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(answers.device)
     written: Future[None] | None = None
-    reading = pictures.batches(dataset, todo, with_pixels=answers.needs_pixels, max_pixels=answers.max_pixels)
-    with closing(reading) as batches, ThreadPoolExecutor(1, thread_name_prefix="s2clip-write") as writer:
-        start = time.perf_counter()
-        for items in batches:
-            clock = _Clock(start)
-            clock.lap("wait")
-            answered = _ask(answers, items)
+    with (
+        closing(pictures.batches(dataset, todo, answers.reading)) as batches,
+        ThreadPoolExecutor(1, thread_name_prefix="s2clip-write") as writer,
+    ):
+        clock = _Clock()
+        queue = _Queue(batches, clock)
+        stream = answers(queue)
+        for chunk in todo:
+            answered = list(islice(stream, len(chunk)))
+            items = queue.next_asked()
             clock.lap(MODELS)
             scored = [_score(item, answer, len(dataset.classes)) for item, answer in zip(items, answered, strict=True)]
             clock.lap("metric")
             if written is not None:
                 written.result()
             clock.lap("write")
-            start = clock.last
+            seconds, milliseconds = clock.read()
             line = {
                 "pictures": scored,
-                "seconds": round(clock.total, 6),
-                "stages_ms": clock.milliseconds | _stages(items, answered),
+                "seconds": round(seconds, 6),
+                "stages_ms": _rounded(milliseconds | _stages(items, answered)),
                 "peak_mib": _peak(answers.device),
             }
             written = writer.submit(_write, log, line, items, answered, predictions)
@@ -157,25 +162,42 @@ def _run(
 class _Clock:
     """Milliseconds of consecutive parts of a batch."""
 
-    def __init__(self, start: float) -> None:
-        self._start = self.last = start
-        self.milliseconds: dict[str, float] = {}
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._spans: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
+        """What has passed since the last lap was this stage."""
         now = time.perf_counter()
-        self.milliseconds[stage] = round(1000 * (now - self.last), 3)
-        self.last = now
+        self._spans[stage] = self._spans.get(stage, 0.0) + now - self._last
+        self._last = now
 
-    @property
-    def total(self) -> float:
-        return self.last - self._start
+    def read(self) -> tuple[float, dict[str, float]]:
+        """(seconds, milliseconds by stage) since the last reading."""
+        spans, self._spans = self._spans, {}
+        return sum(spans.values()), {stage: 1000 * span for stage, span in spans.items()}
 
 
-def _ask(answers: Any, items: Sequence[Item]) -> list[Answer]:
-    """Answers in the order of the items; what could not be read is not asked for."""
-    good = [item for item in items if item.error is None]
-    found = iter(answers(good) if good else [])
-    return [Answer(error=item.error) if item.error is not None else next(found) for item in items]
+class _Queue:
+    """Batches on their way to the models, which may pull further than what they have answered."""
+
+    def __init__(self, batches: Iterator[list[Item]], clock: _Clock) -> None:
+        self._batches, self._clock = batches, clock
+        self._asked: deque[list[Item]] = deque()
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        while True:
+            self._clock.lap(MODELS)
+            items = next(self._batches, None)
+            self._clock.lap("wait")
+            if items is None:
+                return
+            self._asked.append(items)
+            yield items
+
+    def next_asked(self) -> list[Item]:
+        """The oldest batch that was pulled and not yet taken here."""
+        return self._asked.popleft()
 
 
 def _score(item: Item, answer: Answer, classes: int) -> dict[str, Any]:
@@ -196,7 +218,11 @@ def _stages(items: Sequence[Item], answered: Sequence[Answer]) -> dict[str, floa
     for answer in answered:
         for name, value in answer.timings.items():
             stages[name] = stages.get(name, 0.0) + value
-    return {name: round(value, 3) for name, value in stages.items()}
+    return stages
+
+
+def _rounded(milliseconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in milliseconds.items()}
 
 
 def _peak(device: torch.device) -> dict[str, float]:
