@@ -39,12 +39,12 @@ class HashTokenizer:
         return [word for text in texts for word in text.split() if word == "zyx"]
 
 
-def small_clip(seed=0, patch=PATCH):
+def small_clip(seed=0, patch=PATCH, layers=LAYERS):
     generator_state = torch.random.get_rng_state()
     model = CLIP(
         embed_dim=32,
         vision_cfg=CLIPVisionCfg(
-            layers=LAYERS, width=WIDTH, head_width=WIDTH // HEADS, patch_size=patch, image_size=32
+            layers=layers, width=WIDTH, head_width=WIDTH // HEADS, patch_size=patch, image_size=32
         ),
         text_cfg=CLIPTextCfg(context_length=16, vocab_size=64, width=32, heads=2, layers=2),
     )
