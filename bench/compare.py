@@ -12,13 +12,14 @@ times are no claim. `--table` prints stored rows as Markdown and measures nothin
 """
 
 import argparse
-import datetime
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-sys.path.append(sys.path.pop(0))  # last: this folder's profile.py must not hide the standard library's
+# Last: this folder's profile.py must not hide the standard library's.
+sys.path.append(sys.path.pop(sys.path.index(str(Path(__file__).resolve().parent))))
 
 import cases
 import machine
@@ -27,17 +28,6 @@ import ratios
 import results
 import timing
 import torch
-
-
-def setup() -> results.Row:
-    """What all rows of a run share."""
-    return {
-        "gpu": machine.name(),
-        **machine.versions(),
-        "date": datetime.date.today().isoformat(),
-        "obstacles": machine.obstacles(),
-        "clocks": machine.clocks(),
-    }
 
 
 def measure(case: cases.Case, dtype: torch.dtype, name: str, seconds: float, rng: random.Random) -> results.Row:
@@ -114,7 +104,7 @@ def describe(row: results.Row) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where an output was not that of the published formulation."""
-    shared, rng, status = setup(), random.Random(0), 0
+    shared, rng, status = machine.setup(), random.Random(0), 0
     for line in shared["obstacles"]:
         print(line)
     stop = time.perf_counter() + options.budget
@@ -147,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Paired ratios of every op against what others run in its place.")
     parser.add_argument("--op", action="append", choices=sorted(providers.PROVIDERS), help="default: all")
     parser.add_argument("--without", action="append", default=[], metavar="PROVIDER", help="leave one out")
@@ -155,7 +145,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=float("inf"), help="time cap of the whole run, in seconds")
     parser.add_argument("--resume", action="store_true", help="leave out what is stored for this commit")
     parser.add_argument("--table", action="store_true", help="print the stored rows as Markdown, measure nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.table:
         print(results.tables(results.read()))
     else:

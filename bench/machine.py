@@ -1,5 +1,6 @@
 """The machine under a benchmark: what it is called, what it could do, whether it is free, when it has finished."""
 
+import datetime
 import functools
 import importlib.util
 import os
@@ -146,6 +147,17 @@ def _is_number(text: str) -> bool:
 
 def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def setup() -> dict:
+    """What all rows of a run share."""
+    return {
+        "gpu": name(),
+        **versions(),
+        "date": datetime.date.today().isoformat(),
+        "obstacles": obstacles(),
+        "clocks": clocks(),
+    }
 
 
 def versions() -> dict[str, str | None]:

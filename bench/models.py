@@ -39,6 +39,9 @@ class Setting(NamedTuple):
     """By method: fields of `Method` that differ from its defaults."""
 
 
+REDUCED = "reduced"
+"""A third of VOC's sides, for architectures of full size on a CPU."""
+SMALL_WINDOWS = {"short_side": 112, "crop": 112}
 SETTINGS = {
     "VOC": Setting((375, 500), 21, 46, {"trident": {"short_side": 336}}),
     "ADE": Setting((512, 683), 150, 150, {"proxyclip": {"short_side": 448}, "trident": {"short_side": 448}}),
@@ -48,11 +51,8 @@ SETTINGS = {
         19,
         {"proxyclip": {"short_side": 448, "crop": 224}, "trident": {"short_side": 688, "extension.halves": True}},
     ),
+    REDUCED: Setting((125, 167), 21, 46, dict.fromkeys(("proxyclip", "trident", "s2clip"), SMALL_WINDOWS)),
 }
-
-SMALL_WINDOWS = {"short_side": 112, "crop": 112}
-REDUCED = Setting((125, 167), 21, 46, dict.fromkeys(("proxyclip", "trident", "s2clip"), SMALL_WINDOWS))
-"""A third of VOC's sides, for architectures of full size on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Whole pipelines, s2clip against the published formulations, end to end from files on the same models.
 
-    python bench/pipelines.py [--model ViT-B-16] [--setting VOC]... [--pipeline NAME]... [--reduced] [--seconds 20]
+    python bench/pipelines.py [--model ViT-B-16] [--setting VOC]... [--pipeline NAME]... [--seconds 20]
 
 Pairs as in `compare.py`: both sides in one process, interleaved, in random order; a round is a handful of JPEG files,
 decoded by each side itself. Label maps are compared before anything is timed: at most `DIFFERING` of the pixels may
@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(sys.path.pop(0))  # last: this folder's profile.py must not hide the standard library's
+# Last: this folder's profile.py must not hide the standard library's.
+sys.path.append(sys.path.pop(sys.path.index(str(Path(__file__).resolve().parent))))
 
 import machine
 import models
@@ -27,7 +28,6 @@ import timing
 import torch
 from baselines.proxyclip import ProxyCLIP
 from baselines.trident import Refined, Trident
-from compare import setup
 from torch import Tensor
 
 PUBLISHED = {"proxyclip": ProxyCLIP, "trident": Trident}
@@ -127,9 +127,9 @@ def describe(row: results.Row) -> str:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, models.Setting]:
-    if options.reduced:
-        return {"reduced": models.REDUCED}
-    names = options.setting or (list(models.SETTINGS) if torch.cuda.is_available() else ["VOC"])
+    """Those that were asked for; else all data sets on a GPU, the smallest on a CPU."""
+    published = [name for name in models.SETTINGS if name != models.REDUCED]
+    names = options.setting or (published if torch.cuda.is_available() else published[:1])
     return {name: models.SETTINGS[name] for name in names}
 
 
@@ -147,7 +147,7 @@ def loads(options: argparse.Namespace) -> Iterator[tuple[models.Models, list[str
 
 
 def run(options: argparse.Namespace) -> int:
-    shared, rng, status = setup(), random.Random(0), 0
+    shared, rng, status = machine.setup(), random.Random(0), 0
     for line in shared["obstacles"]:
         print(line)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,16 +168,15 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description="Whole pipelines against the published formulations, end to end.")
     parser.add_argument("--model", default="ViT-B-16" if on_gpu else "tiny", help="default: %(default)s")
     parser.add_argument("--weights", default="random", help="random (default) or pretrained; tiny has its own")
     parser.add_argument("--setting", action="append", choices=list(models.SETTINGS), help="default: all, on a CPU VOC")
     parser.add_argument("--pipeline", action="append", choices=list(PIPELINES), help="default: all")
-    parser.add_argument("--reduced", action="store_true", help="small pictures and windows, for a CPU")
     parser.add_argument("--seconds", type=float, default=20.0, help="time cap of one pair (default: 20)")
-    sys.exit(run(parser.parse_args()))
+    sys.exit(run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
