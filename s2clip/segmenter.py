@@ -311,12 +311,20 @@ class Segmenter:
 
         Classes given here are for this call; their words stay in the cache. Raises as `set_classes`.
         """
-        if classes is None:
-            words = self._require_classes()
-            number = self._background if background is None else words.find(background)
-        else:
-            words, number = self._resolve(classes, background)
+        words, number = self._chosen(classes, background)
         return _checked(self._segment([encoded], words, number))[0]
+
+    @torch.inference_mode()
+    def scores(
+        self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
+    ) -> ScoreMaps:
+        """The scores P_c of an encoded picture before any refinement; `.whole((h, w))` gives all as [K,h,w] in 0..1.
+
+        Classes as in `segment`.
+        """
+        words, number = self._chosen(classes, background)
+        settings = words.class_index, number, self._models, self.method
+        return self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
 
     def refine(self, image: Source, labels: Tensor, scores: Tensor) -> Result:
         """Refine anybody's coarse map by SAM; no classes need to be set.
@@ -503,6 +511,15 @@ class Segmenter:
     def _rows(self, words: Vocabulary) -> Tensor:
         """Unit rows [Q+E,C] of the words, and of those that the method adds."""
         return self._text((*words.words, *self._extension.extra_words), self.method.templates)
+
+    def _chosen(
+        self, classes: str | Sequence[str] | None, background: int | str | None
+    ) -> tuple[Vocabulary, int | None]:
+        """The classes of this call, or those that were set."""
+        if classes is not None:
+            return self._resolve(classes, background)
+        words = self._require_classes()
+        return words, self._background if background is None else words.find(background)
 
     def _require_classes(self) -> Vocabulary:
         if self._vocabulary is None:
