@@ -50,7 +50,7 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     features = features.unflatten(1, grid)
     if method.uses_vfm:
         with watch("vfm"):
-            proxy = vfm.features(images)
+            proxy = vfm.features(_enlarge(images, method.vfm_scale))
     if method.vfm_weight is not None:
         with watch("affinity"):
             features = aggregate(features, proxy, maps, weights, method)
@@ -127,6 +127,13 @@ def aggregate(
 def _affinity(maps: list[Tensor], weights: Tensor, value: Tensor, method: Method) -> Tensor:
     maps = [features.to(value.dtype) for features in maps]
     return ops.affinity_attention(maps, value, weights=weights, beta=method.beta, gamma=method.gamma)
+
+
+def _enlarge(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def _resample(level: Tensor, size: tuple[int, int]) -> Tensor:

@@ -189,6 +189,19 @@ def test_every_choice_of_s2clip_can_be_changed_and_matters(fields, clip, vfm, im
         assert (other - plain).abs().max() > 1e-4 * plain.abs().max()
 
 
+def test_the_vfm_sees_windows_enlarged_by_its_scale(clip, vfm, images):
+    class Enlarged:
+        def features(self, images):
+            size = [2 * side for side in images.shape[-2:]]
+            return vfm.features(F.interpolate(images, size, mode="bilinear", align_corners=False))
+
+    with torch.inference_mode():
+        scaled = patch_features(images, get_method("s2clip", vfm_scale=2.0), clip, vfm)
+        expected = patch_features(images, METHODS["s2clip"], clip, Enlarged())
+    assert scaled.shape[2:] == (24, 40)
+    assert torch.equal(scaled, expected)
+
+
 def test_a_method_with_vfm_says_so_when_none_is_given(clip, images):
     with pytest.raises(ValueError, match="vfm: expected a vision foundation model for method proxyclip"):
         patch_features(images, METHODS["proxyclip"], clip)
@@ -211,6 +224,7 @@ def test_levels_beyond_the_model_are_refused():
     ("field", "value"),
     [
         *[("terms", value) for value in (("qx",), ("qq", "qq"), ("qq", "kk", "vv", "qk", "kq"), "qq", None)],
+        *[("vfm_scale", value) for value in (0, -1.0, float("inf"), True, None)],
         *[("weights", value) for value in ((1.0,), (1.0, 1.0, float("nan")), (True, True, True), 1.0)],
         *[("residual", value) for value in (1, None)],
         *[("gaussian_sigma", value) for value in (0, -1.0, "5")],
@@ -272,9 +286,9 @@ def test_the_papers_windows():
     assert METHODS["sclip"].weights == (1.0, 1.0)
 
 
-def test_a_recipe_replaces_the_windows_only():
-    recipe = RECIPES["tiny"]
-    adapted = recipe.adapt(METHODS["clearclip"])
-    assert (adapted.short_side, adapted.crop, adapted.stride) == (recipe.short_side, recipe.crop, recipe.stride)
-    assert adapted.terms == ("qq",)
-    assert isinstance(adapted, Method)
+def test_a_recipe_replaces_its_own_fields_only():
+    recipe = dataclasses.asdict(RECIPES["tiny"])
+    adapted, published = RECIPES["tiny"].adapt(METHODS["clearclip"]), METHODS["clearclip"]
+    for field in dataclasses.fields(Method):
+        expected = recipe.get(field.name, getattr(published, field.name))
+        assert getattr(adapted, field.name) == expected, field.name

@@ -55,6 +55,9 @@ PUBLISHED = [
     ("proxyclip", "ade20k", {"short_side": 448, "crop": 336}),
     ("proxyclip", "cityscapes", {"short_side": 448, "crop": 224}),
     ("scclip", "coco_object", {"logit_scale": 55, "threshold": 0.35}),
+    ("naclip", "ade20k", {"pamr_iterations": 10, "pamr_dilations": (8, 16)}),
+    ("cliper", "voc21", {"threshold": 0.6, "crop": None, "short_side": 336, "templates": "cliper15"}),
+    ("cliper", "cityscapes", {"short_side": 560, "threshold": 0, "logit_scale": 100, "templates": "imagenet80"}),
     ("trident", "voc20", {"stride": 112, "short_side": 336}),
     ("trident", "cityscapes", {"stride": 224, "short_side": 688}),
     ("trident", "context59", {"short_side": 576, "crop": 336}),
@@ -67,6 +70,16 @@ def test_published_values(method, dataset, values):
     assert chosen.published
     resolved = chosen.resolve("ViT-B-16")
     assert {name: getattr(resolved, name) for name in values} == values
+
+
+def test_words_of_no_class_are_a_setting_of_cliper():
+    settings = preset("cliper", "voc20").resolve("ViT-B-16").extension
+    assert settings.background_words[:2] == ("ground", "land")
+    assert settings.attention_threshold == 0.1
+    assert preset("cliper", "voc21").resolve("ViT-B-16").extension.background_words == ()
+    large = preset("cliper", "context60", "ViT-L-14").resolve("ViT-L-14").extension
+    assert (large.level, large.score_threshold) == (-2, 0.3)
+    assert preset("cliper", "voc21", "ViT-H-14").source.endswith("; the values of ViT-B-16")
 
 
 def test_the_large_model_of_scclip_has_its_own_values():
@@ -97,8 +110,8 @@ def test_the_tiny_model_keeps_its_windows_models_and_areas():
     assert options.keys() == {"method", "refine", "refine_options"}
     assert "minimal_area" not in options["refine_options"]
     segmenter = Segmenter.from_pretrained("tiny", **preset("sclip", "voc21").options("tiny"))
-    windows = {name: getattr(segmenter.method, name) for name in ("short_side", "crop", "stride")}
-    assert windows == dataclasses.asdict(RECIPES["tiny"])
+    recipe = dataclasses.asdict(RECIPES["tiny"])
+    assert {name: getattr(segmenter.method, name) for name in recipe} == recipe
     assert segmenter.method.threshold == 0.1
 
 

@@ -62,6 +62,7 @@ OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
         "mu": 1.0,
         "progressive": True,
         "vfm_weight": None,
+        "vfm_scale": 1.0,
         "beta": 1.2,
         "gamma": 3.0,
     }

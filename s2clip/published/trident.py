@@ -49,7 +49,9 @@ class Trident(Extension):
     needs_vfm: ClassVar[bool] = True
     needs_sam: ClassVar[bool] = True
     whole_picture: ClassVar[bool] = True
-    requires: ClassVar[Mapping[str, Any]] = MappingProxyType({"merge": "splice", "vfm_weight": 1.0, "levels": ()})
+    requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"merge": "splice", "vfm_weight": 1.0, "vfm_scale": 1.0, "levels": ()}
+    )
     default_vfm: ClassVar[str] = "dino-b16"
 
     def __post_init__(self) -> None:
