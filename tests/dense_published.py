@@ -49,7 +49,7 @@ def meta_positions(clip):
 def dense_surgery(clip, image):
     """S_L and X_L, both with CLS."""
     states = trained_states(clip, image, bilinear_positions(clip))
-    modified = min(6, clip.layers // 2)
+    modified = min(6, clip.layers)
     path = states[clip.layers - modified]
     for index in range(clip.layers - modified, clip.layers):
         block = DenseBlock(clip.blocks[index])
@@ -67,7 +67,7 @@ def dense_clipsurgery(clip, image):
 
 def dense_gem(clip, image, iterations=1):
     states = trained_states(clip, image, gem_positions(clip))
-    modified = min(6, clip.layers // 2)
+    modified = min(6, clip.layers)
     path = states[clip.layers - modified]
     for index in range(clip.layers - modified, clip.layers):
         block, tokens = DenseBlock(clip.blocks[index]), states[index]

@@ -70,7 +70,7 @@ def test_methods_differ(clips, images):
         ("clipsurgery", {"extension.depth": 1}),
         ("clipsurgery", {"terms": ("kk",)}),
         ("clipsurgery", {"terms": ("vv", "kk"), "weights": (0.9, 0.1)}),
-        ("gem", {"extension.depth": 6}),
+        ("gem", {"extension.depth": 3}),
         ("gem", {"extension.iterations": 0}),
         ("gem", {"extension.iterations": 3}),
         ("scclip", {"extension.blocks": (5, 2, 1, 4)}),

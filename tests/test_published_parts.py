@@ -25,7 +25,7 @@ def images():
 
 
 def test_published_depths_and_those_of_smaller_models():
-    assert [resolve_depth(None, layers) for layers in (12, 24, 32, 6, 2, 1)] == [6, 6, 6, 3, 1, 1]
+    assert [resolve_depth(None, layers) for layers in (12, 24, 32, 6, 2, 1)] == [6, 6, 6, 6, 2, 1]
     assert resolve_depth(5, 6) == 5
     with pytest.raises(ValueError, match=r"extension\.depth: expected at most the model's 6 blocks, received 7"):
         resolve_depth(7, 6)

@@ -40,7 +40,7 @@ class ClipSurgery(Extension):
     kind: str = field(default="clipsurgery", init=False)
 
     depth: int | None = None
-    """Blocks with a second path, 1..L; None: the published 6, at most half of the model's."""
+    """Blocks with a second path, 1..L; None: the published 6, at most the model's."""
 
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {name: value for name, value in OWN_LAST_BLOCK.items() if name not in ("terms", "weights")}

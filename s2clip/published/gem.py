@@ -39,7 +39,7 @@ class Gem(Extension):
     kind: str = field(default="gem", init=False)
 
     depth: int | None = None
-    """Blocks with a second path, 1..L; None: the published 6, at most half of the model's."""
+    """Blocks with a second path, 1..L; None: the published 6, at most the model's."""
     iterations: int = 1
     """[ss_attn_iter] >= 0: how often q, k and v are replaced by their own self-attention."""
     square: bool = True

