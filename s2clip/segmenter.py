@@ -373,6 +373,25 @@ class Segmenter:
         )
         return _with_refined(coarse, refined, coarse.timings)
 
+    def with_method(self, method: str | Method, **fields: Any) -> "Segmenter":
+        """The same models, classes and encoded words with another method, unrefined.
+
+        method, fields: as they are, without the model's recipe. Raises as the constructor.
+        """
+        other = Segmenter(
+            self.clip,
+            vfm=self.vfm,
+            sam=self._models.sam,
+            diffusion=self._models.diffusion,
+            regions=self.regions,
+            method=get_method(method, **fields),
+            max_batch=self._encoder.max_batch,
+            mix_pictures=self._encoder.mix_pictures,
+            max_pixels=self.max_pixels,
+        )
+        other._text, other._vocabulary, other._background = self._text, self._vocabulary, self._background
+        return other
+
     def with_refinement(self, **options: Any) -> "Segmenter":
         """The same models with other fields of `Refinement`, `use_box=False`."""
         if self.refiner is None:
