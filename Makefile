@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow test-kernels test-app lint format bench gpu picture wheel clean
+.PHONY: demo test test-slow test-kernels test-app lint format bench gpu docs picture wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml
@@ -43,6 +43,9 @@ bench: .venv/stamp
 
 gpu: .venv/stamp
 	PYTHON=$(CURDIR)/$(BIN)/python tests/gpu/run
+
+docs: .venv/stamp  # docs/ops.md, from the docstrings
+	$(BIN)/python tools/ops_reference.py
 
 picture: .venv/stamp  # the README's, after the weights or the demo have changed
 	$(BIN)/s2clip demo -o out/picture
