@@ -13,6 +13,9 @@ take exactly the arguments of the reference, under the same names and in the sam
     merge_masks            s2clip.kernels.merge_masks.launch
     spatial_entropy        s2clip.kernels.spatial_entropy.launch
 
+On CPU tensors merge_masks runs as s2clip.kernels.cpu.merge_masks, whose work is bounded by the masks, unless
+backend="torch" asks for the definition.
+
 Results are new tensors, never views of an input. Arithmetic is done in at least fp32, and fp64 stays fp64. Attentions
 and class_scores return the dtype of their values; confidences, scores and entropies stay in at least fp32. Images are
 worked on one by one, so that a result is bitwise the same whatever else is in the batch.
@@ -181,6 +184,8 @@ def measure_components(
     finite. box [rows,4] is x0, y0, x1, y1, inclusive. All but score are int32. Labels outside 1..count are skipped. A
     label without pixels has area 0, class −1, box (W, H, −1, −1), score NaN, point (−1, −1). A label over several
     classes, which label_components never makes, gets the largest class.
+
+    What is scattered to the labels are horizontal runs, of which there are far fewer than pixels.
     """
     batch, height, width = labels.shape
     device = labels.device
@@ -195,29 +200,26 @@ def measure_components(
     left, top, first = column(width), column(height), column(height * width)
     total, unusable, peak = column(0), column(0), column(float("-inf"), _at_least_float32(scores.dtype))
     bits = min(32, 47 - (height * width).bit_length())
-    y, x = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, (height, width)), indexing="ij"))
-    y, x = y.to(device), x.to(device)
-    pixel = y * width + x
-    for image in range(batch):
-        row = labels[image].flatten().long()
-        row = torch.where((row >= 1) & (row <= count[image]), row - 1 + offset[image], rows)
-        own_class = class_map[image].flatten().long()
-        known = (own_class >= 0) & (own_class < scores.shape[1])
-        own = scores[image].flatten(1).gather(0, own_class.where(known, 0)[None]).squeeze(0).to(peak.dtype)
-        own = own.where(known & own.isfinite(), float("nan"))
-
-        area += row.bincount(minlength=rows + 1)
+    for image in range(batch if labels.numel() else 0):
+        start, length = _runs(labels[image], class_map[image])
+        own = _own_scores(scores[image], class_map[image].flatten()).to(peak.dtype)
         usable = own.abs() <= 65_504
-        total.index_add_(0, row, (own.double() * 2.0**bits + 0.5).floor().where(usable, 0).long())
-        unusable.index_add_(0, row, (~usable).long())
-        classes.scatter_reduce_(0, row, own_class, "amax")
-        left.scatter_reduce_(0, row, x, "amin")
-        right.scatter_reduce_(0, row, x, "amax")
-        top.scatter_reduce_(0, row, y, "amin")
-        bottom.scatter_reduce_(0, row, y, "amax")
-        own = own.nan_to_num(nan=float("-inf"))
-        peak.scatter_reduce_(0, row, own, "amax")
-        first.scatter_reduce_(0, row, pixel.where(own == peak[row], height * width), "amin")
+        fixed = (own.double() * 2.0**bits + 0.5).floor().masked_fill(~usable, 0).long()
+        own = own.masked_fill(~own.isfinite(), float("-inf"))
+
+        label = labels[image].flatten()[start].long()
+        row = torch.where((label >= 1) & (label <= count[image]), label - 1 + offset[image], rows)
+        area.index_add_(0, row, length)
+        total.index_add_(0, row, _sums(fixed, start))
+        unusable.index_add_(0, row, _sums((~usable).long(), start))
+        classes.scatter_reduce_(0, row, class_map[image].flatten()[start].long(), "amax")
+        left.scatter_reduce_(0, row, start % width, "amin")
+        right.scatter_reduce_(0, row, (start + length - 1) % width, "amax")
+        top.scatter_reduce_(0, row, start // width, "amin")
+        bottom.scatter_reduce_(0, row, start // width, "amax")
+        peak.scatter_reduce_(0, row, torch.segment_reduce(own, "max", lengths=length), "amax")
+        best = (own == peak[row].repeat_interleave(length)).nonzero().squeeze(1)
+        first.scatter_reduce_(0, row[torch.searchsorted(start, best, right=True) - 1], best, "amin")
 
     everything = (area, classes, left, top, right, bottom, first, total, unusable)
     area, classes, left, top, right, bottom, first, total, unusable = (values[:rows] for values in everything)
@@ -227,6 +229,30 @@ def measure_components(
     integers = [column.to(torch.int32) for column in (image_index, classes, label, area, box, point)]
     mean = (total.double() / area / 2.0**bits).masked_fill(unusable > 0, float("nan"))
     return *integers[:5], mean.to(peak.dtype), integers[5]
+
+
+def _runs(labels: Tensor, class_map: Tensor) -> tuple[Tensor, Tensor]:
+    """(first pixels, lengths) of the stretches of a row on which both maps [H,W] are constant."""
+    starts = torch.ones(labels.shape, dtype=torch.bool, device=labels.device)
+    starts[:, 1:] = (labels[:, 1:] != labels[:, :-1]) | (class_map[:, 1:] != class_map[:, :-1])
+    first = starts.flatten().nonzero().squeeze(1)
+    return first, first.diff(append=first.new_tensor([starts.numel()]))
+
+
+def _own_scores(scores: Tensor, class_map: Tensor) -> Tensor:
+    """scores [C,H,W] of each pixel's class [H·W]; NaN where that is not in 0..C−1."""
+    known = (class_map >= 0) & (class_map < len(scores))
+    if len(scores) == 1:
+        own = scores.flatten()
+    else:
+        own = scores.flatten(1).gather(0, class_map.long().where(known, 0)[None]).squeeze(0)
+    return own.masked_fill(~known, float("nan"))
+
+
+def _sums(values: Tensor, start: Tensor) -> Tensor:
+    """Sums of int64 values [n] from each start to the next: differences of one running sum, exact as integers are."""
+    until = F.pad(values.cumsum(0), (1, 0))
+    return until[start].diff(append=until[-1:])
 
 
 # Pixels
@@ -330,99 +356,18 @@ def merge_masks(
     for region, (image, index) in enumerate(zip(image_index.tolist(), class_index.tolist(), strict=True)):
         if 0 <= image < batch and 0 <= index < classes:
             regions.setdefault((image, index), []).append(region)
-
-    side = mask_logits.shape[1]
-    vertical, horizontal = (
-        _two_resizes(side, padded_size, valid, length, dtype, labels.device)
-        for valid, length in zip(input_size, size, strict=True)
-    )
-    reach = _positive_reach(mask_logits, vertical, horizontal)
-    step = max(1, CHUNK // 8 // size[1])
-    for start in range(0, size[0], step):
-        rows = slice(start, min(start + step, size[0]))
-        for image, index in sorted(regions):  # classes in ascending order, so that the first of equal Q wins
-            evidence = _evidence(mask_logits, regions[image, index], reach, vertical, horizontal, rows)
-            if evidence is None:
-                continue
-            evidence, columns = evidence
-            strip = _resized_rows(scores[image, index].to(dtype)[None], size[0], rows.start, rows.stop)
-            score = _resize(strip, (strip.shape[1], size[1]))[0, :, columns]
-            quality = torch.where(evidence > 0, evidence.sigmoid() * score, 0)
-            quality = quality.masked_fill(evidence.isnan() | ~quality.isfinite(), float("nan"))
-            so_far, label = best[image, rows, columns], merged[image, rows, columns]
-            better = (quality > so_far) | quality.isnan()
-            better &= ~so_far.isnan()
-            label.masked_fill_(better, index)
-            so_far.copy_(torch.where(better, quality, so_far))
+    for image, index in sorted(regions):  # classes in ascending order, so that the first of equal Q wins
+        evidence = torch.full((1, *size), float("-inf"), dtype=dtype, device=labels.device)
+        for region in regions[image, index]:
+            padded = _resize(mask_logits[region].to(dtype)[None], (padded_size, padded_size))
+            evidence = torch.maximum(evidence, _resize(padded[:, : input_size[0], : input_size[1]], size))
+        score = _resize(scores[image, index].to(dtype)[None], size)
+        quality = torch.where(evidence > 0, evidence.sigmoid() * score, 0)[0]
+        quality = quality.masked_fill(evidence[0].isnan() | ~quality.isfinite(), float("nan"))
+        better = ((quality > best[image]) | quality.isnan()) & ~best[image].isnan()
+        merged[image].masked_fill_(better, index)
+        best[image] = torch.where(better, quality, best[image])
     return merged.masked_fill_(best.isnan(), -1), best
-
-
-def _two_resizes(side: int, padded: int, valid: int, length: int, dtype: torch.dtype, device) -> Tensor:
-    """[length,side]: side → padded, cut to valid, → length, both linear, as one matrix with up to 4 taps a row."""
-    taps = torch.eye(side, dtype=dtype, device=device)[None]
-    for new, kept in ((padded, valid), (length, length)):
-        taps = F.interpolate(taps, size=new, mode="linear", align_corners=False)[..., :kept]
-    return taps[0].T.contiguous()
-
-
-def _positive_reach(mask_logits: Tensor, vertical: Tensor, horizontal: Tensor) -> list[list[int]]:
-    """Per region (top, bottom, left, right) of output pixels that a logit above 0, or NaN, has a part in.
-
-    Elsewhere x_r <= 0, and there it decides nothing: X_c > 0 takes a positive x_r.
-    """
-    live = ~(mask_logits <= 0)
-    reach = []
-    for taps, axis in ((vertical, 2), (horizontal, 1)):
-        touched = (taps != 0).float() @ live.any(axis).float().T > 0  # [length,R]
-        place = torch.arange(1, len(taps) + 1, device=taps.device)[:, None] * touched
-        first = torch.where(touched, place, len(taps) + 1).amin(0) - 1
-        reach += [first, place.amax(0)]
-    return torch.stack(reach, 1).tolist()
-
-
-def _evidence(
-    mask_logits: Tensor,
-    chosen: list[int],
-    reach: list[list[int]],
-    vertical: Tensor,
-    horizontal: Tensor,
-    rows: slice,
-) -> tuple[Tensor, slice] | None:
-    """(X_c over these rows and the columns that its masks reach, the columns); None where they reach nothing."""
-    near = []
-    for region in chosen:
-        top, bottom, left, right = reach[region]
-        if top < rows.stop and bottom > rows.start and left < right:
-            near.append(region)
-    if not near:
-        return None
-    left, right = min(reach[region][2] for region in near), max(reach[region][3] for region in near)
-    evidence = vertical.new_full((rows.stop - rows.start, right - left), float("-inf"))
-    for region in near:
-        top, bottom, first, last = reach[region]
-        top, bottom = max(top, rows.start), min(bottom, rows.stop)
-        logits = mask_logits[region].to(evidence.dtype)
-        above, across = vertical[top:bottom], horizontal[first:last]
-        part = evidence[top - rows.start : bottom - rows.start, first - left : last - left]
-        if bool(logits.isfinite().all()):
-            used, seen = (slice(*_span(taps)) for taps in (above, across))
-            x = above[:, used] @ logits[used, seen] @ across[:, seen].T
-        else:  # a product would spread NaN over every row and column
-            x = _sparse_product(_sparse_product(logits.T, above).T, across)
-        torch.maximum(part, x, out=part)
-    return evidence, slice(left, right)
-
-
-def _span(taps: Tensor) -> tuple[int, int]:
-    """First and last + 1 column of a band matrix that is not zero."""
-    used = (taps != 0).any(0).nonzero()
-    return int(used[0]), int(used[-1]) + 1
-
-
-def _sparse_product(values: Tensor, taps: Tensor) -> Tensor:
-    """values [..,m] @ taps [n,m]ᵀ, where a tap of zero makes no NaN."""
-    weight, place = taps.topk(min(4, taps.shape[1]), dim=1)
-    return (values[..., place] * weight).where(weight > 0, 0).sum(-1)
 
 
 # Entropy

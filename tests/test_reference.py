@@ -370,7 +370,7 @@ class TestPixels:
         index = torch.arange(regions) % 4
         scores = probabilities(1, 4, 5, 6)
         reference.merge_masks(normal(regions, 8, 8), index, index * 0, scores, labels, (30, 32), 32)
-        assert largest <= 1000
+        assert largest <= 40 * 50  # one map of one region
 
     def test_first_class_wins_ties_and_threshold_gives_background(self):
         logits = torch.zeros(1, 3, 2, 2)

@@ -108,17 +108,17 @@ def _measure(run, labels: Tensor, class_map: Tensor, scores: Tensor, count: Tens
         rows = int(count.sum())
         return run(labels, class_map, scores, count.to(labels.device, torch.int32, non_blocking=True), rows)
     batch, classes = scores.shape[:2]
-    pixels = labels.flatten(1).long()
-    largest = pixels.amax(1).clamp(min=0) if pixels.numel() else pixels.new_zeros(batch)
+    pixels, own = (
+        each.flatten(1) if each.dtype == torch.int32 else each.flatten(1).long() for each in (labels, class_map)
+    )
+    if pixels.numel():
+        largest, (lowest, highest) = pixels.amax(1).long().clamp(min=0), own.where(pixels > 0, 0).aminmax()
+        negative = pixels.amin() < 0
+    else:
+        largest = lowest = highest = negative = torch.zeros(batch, dtype=torch.int64, device=labels.device)
     count = largest.to(torch.int32) if count is None else count.to(torch.int32)
-    own = torch.where(labels > 0, class_map.long(), 0)
-    facts = [
-        count.sum(),
-        (count < 0).any(),
-        (largest > count).any(),
-        (pixels < 0).any(),
-        ((own < 0) | (own >= classes)).any(),
-    ]
+    unknown = (lowest < 0) | (highest >= classes)
+    facts = [count.sum(), (count < 0).any(), (largest > count).any(), negative.any(), unknown.any()]
     rows, no_count, beyond, negative, unknown = torch.stack([fact.long() for fact in facts]).tolist()
     if no_count:
         checks.fail("count", "numbers of components (−1 marks an image with negative class ids)", count.tolist())

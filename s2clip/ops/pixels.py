@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from s2clip.kernels import cpu
 from s2clip.ops import checks
 from s2clip.ops.registry import Op
 
@@ -207,4 +208,5 @@ _merge_masks = Op(
         ),
     ),
     body=_merge,
+    on_cpu=cpu.merge_masks,
 )

@@ -14,9 +14,20 @@ BACKENDS = ("auto", "torch", "triton")
 
 
 class Op:
-    """A registered op: the body runs either the reference or the kernel's launcher, which take the same arguments."""
+    """A registered op: the body runs the reference, the kernel's launcher, or on the CPU a faster form if there is one.
 
-    def __init__(self, name: str, schema: str, fake: Callable, body: Callable | None = None, launcher: str = ""):
+    All three take the same arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        fake: Callable,
+        body: Callable | None = None,
+        launcher: str = "",
+        on_cpu: Callable | None = None,
+    ):
         module, _, function = launcher.partition(":")
         specification = getattr(reference, name)
 
@@ -32,6 +43,8 @@ class Op:
         self.by_triton = lambda *arguments: body(launch, *arguments)
         registered = torch.library.custom_op(f"s2clip::{name}", self.by_torch, mutates_args=(), schema=schema)
         registered.register_kernel("cuda", self.by_triton)
+        if on_cpu is not None:
+            registered.register_kernel("cpu", lambda *arguments: body(on_cpu, *arguments))
         registered.register_fake(fake)
         self.by_device = getattr(torch.ops.s2clip, name).default
 
