@@ -13,10 +13,13 @@ from s2clip.errors import reject
 from s2clip.methods import Method
 from s2clip.published.extension import Models, Windows, resolve_extension
 from s2clip.stopwatch import Stopwatch, Timings
-from s2clip.windows import Box, cut_windows, nearest, padding, splice, window_boxes
+from s2clip.windows import Box, Splice, cut_windows, nearest, padded_size, padding, window_boxes
 
 if TYPE_CHECKING:
     from s2clip.refinement.sam import Embedding
+
+HEAD_CELLS = 1 << 15
+"""Cells whose features go through the vision head at once: 0.3 GB for ViT-H, and more than a picture of 2048x1024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +64,20 @@ class _Job:
     """One picture on its way through the batches."""
 
     picture: Tensor
-    canvas: tuple[int, int]
+    resized: Tensor
+    """What is cut into windows, when their turn comes: 1,225 of them are 1.7 GB."""
     boxes: list[Box]
-    windows: Tensor
     regions: Tensor | None
-    region_windows: Tensor | None
+    region_ids: Tensor | None
+    """The regions at the size of `resized`."""
+    splice: Splice | None
     watch: Stopwatch
     features: list[Tensor] = field(default_factory=list)
     extra: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return tuple(self.resized.shape[1:])
 
 
 class Encoder:
@@ -107,9 +116,9 @@ class Encoder:
         jobs = [self._prepare(*one) for one in zip(pictures, regions or [None] * len(pictures), strict=True)]
         parts: dict[int, list[tuple[Stopwatch, float]]] = {id(job): [(job.watch, 1.0)] for job in jobs}
         for batch in self._batches(jobs):
-            watch, total = self._run(batch), sum(len(job.windows[part]) for job, part in batch)
+            watch, total = self._run(batch), sum(len(job.boxes[part]) for job, part in batch)
             for job, part in batch:
-                parts[id(job)].append((watch, len(job.windows[part]) / total))
+                parts[id(job)].append((watch, len(job.boxes[part]) / total))
         return [replace(self._merge(job), timings=Timings(*parts[id(job)])) for job in jobs]
 
     def _prepare(self, picture: Tensor, regions: Tensor | None) -> _Job:
@@ -120,12 +129,9 @@ class Encoder:
             resized = self.extension.prepare(picture.to(clip.device), method, multiple)
             canvas = (resized.shape[1], resized.shape[2])
             boxes = window_boxes(*canvas, method.crop, method.stride)
-            windows = cut_windows(resized, boxes, self.multiple, clip.mean.flatten())
-            region_windows = None
-            if regions is not None:
-                ids, outside = nearest(regions.to(clip.device).long(), canvas), torch.tensor([-1])
-                region_windows = cut_windows(ids[None], boxes, self.multiple, outside)[:, 0]
-        return _Job(picture, canvas, boxes, windows, regions, region_windows, watch)
+            ids = None if regions is None else nearest(regions.to(clip.device).long(), canvas)[None]
+        splice = Splice(boxes, canvas, clip.patch_size) if method.merge == "splice" else None
+        return _Job(picture, resized, boxes, regions, ids, splice, watch)
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[tuple[_Job, slice]]]:
         """Lists of (picture, which of its windows) of one window size, at most `max_batch` windows in all.
@@ -133,20 +139,20 @@ class Encoder:
         A method whose windows depend on each other gets all those of one picture at once, however many.
         """
         if self.extension.whole_picture:
-            yield from ([(job, slice(0, len(job.windows)))] for job in jobs)
+            yield from ([(job, slice(0, len(job.boxes)))] for job in jobs)
             return
         if not self.mix_pictures:
             for job in jobs:
-                for start in range(0, len(job.windows), self.max_batch):
+                for start in range(0, len(job.boxes), self.max_batch):
                     yield [(job, slice(start, start + self.max_batch))]
             return
         by_shape: dict[tuple[int, ...], list[_Job]] = {}
         for job in jobs:
-            by_shape.setdefault(tuple(job.windows.shape[1:]), []).append(job)
+            by_shape.setdefault(padded_size(*job.boxes[0].size, self.multiple), []).append(job)
         for group in by_shape.values():
             batch, room = [], self.max_batch
             for job in group:
-                start, count = 0, len(job.windows)
+                start, count = 0, len(job.boxes)
                 while start < count:
                     stop = min(start + room, count)
                     batch.append((job, slice(start, stop)))
@@ -158,40 +164,53 @@ class Encoder:
                 yield batch
 
     def _run(self, batch: list[tuple[_Job, slice]]) -> Stopwatch:
-        watch = Stopwatch(self.clip.device)
-        images = _joined([job.windows[part] for job, part in batch])
-        regions = None
-        if batch[0][0].region_windows is not None:
-            regions = _joined([job.region_windows[part] for job, part in batch])
+        watch, regions = Stopwatch(self.clip.device), None
+        with watch("resize"):
+            mean = self.clip.mean.flatten()
+            images = _joined([cut_windows(job.resized, job.boxes[part], self.multiple, mean) for job, part in batch])
+            if batch[0][0].region_ids is not None:
+                outside = torch.tensor([-1])
+                regions = _joined(
+                    [cut_windows(job.region_ids, job.boxes[part], self.multiple, outside)[:, 0] for job, part in batch]
+                )
         windows = Windows(images, regions, self.max_batch)
         features, extra = self.extension.window_features(windows, self.models, self.method, watch)
         if self.method.merge == "pixel":
             with watch("head"):
                 features = self._head(features)
-        lengths = [len(job.windows[part]) for job, part in batch]
-        for (job, _), own in zip(batch, features.split(lengths), strict=True):
-            job.features.append(own)
+        lengths = [len(job.boxes[part]) for job, part in batch]
+        with watch("head"):
+            for (job, _), own in zip(batch, features.split(lengths), strict=True):
+                if job.splice is None:
+                    job.features.append(own)
+                else:
+                    job.splice.add(own.float())
         for name, values in extra.items():
             for (job, _), own in zip(batch, values.split(lengths), strict=True):
                 job.extra.setdefault(name, []).append(own)
         return watch
 
     def _merge(self, job: _Job) -> Encoded:
-        features, sam = torch.cat(job.features), None
         height, width = job.boxes[0].size
-        inner, padded, boxes = padding(height, width, self.multiple), tuple(job.windows.shape[2:]), job.boxes
-        spliced = self.method.merge == "splice"
-        if spliced:
+        sam, boxes, inner = None, job.boxes, padding(height, width, self.multiple)
+        padded, spliced = padded_size(height, width, self.multiple), job.splice is not None
+        if not spliced:
+            features = _joined(job.features)
+        else:
             with job.watch("head"):
-                whole = splice(features.float(), job.boxes, job.canvas, self.clip.patch_size)
+                whole, job.splice = job.splice.result(), None
             whole, sam = self.extension.picture_features(whole, job.picture, self.models, self.method, job.watch)
             with job.watch("head"):
-                features = self._head(whole[None])
-            boxes, padded = [Box(0, 0, *job.canvas)], job.canvas
-            inner = boxes[0]
-        extra = {name: torch.cat(values) for name, values in job.extra.items()}
+                features = self._head_in_rows(whole)[None]
+            boxes, padded, inner = [Box(0, 0, *job.canvas)], job.canvas, Box(0, 0, *job.canvas)
+        extra = {name: _joined(values) for name, values in job.extra.items()}
         geometry = (tuple(boxes), inner, padded, job.canvas)
         return Encoded(job.picture, features, *geometry, spliced, sam=sam, extra=extra, regions=job.regions)
+
+    def _head_in_rows(self, features: Tensor) -> Tensor:
+        """`_head` of a picture [D,h,w], at once unless that takes much memory."""
+        rows = max(1, HEAD_CELLS // features.shape[2])
+        return _joined([self._head(part) for part in features.split(rows, 1)], 1)
 
     def _head(self, features: Tensor) -> Tensor:
         """[...,D,h,w] → unit vectors [...,C,h,w] float32: LN_post, projection, normalisation."""
@@ -199,5 +218,5 @@ class Encoder:
         return F.normalize(joint, dim=-1).movedim(-1, -3).contiguous()
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: list[Tensor], axis: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

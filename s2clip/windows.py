@@ -94,6 +94,11 @@ def padding(height: int, width: int, multiple: int) -> Box:
     return Box(top, left, top + height, left + width)
 
 
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The size of such a window with its padding."""
+    return height + -height % multiple, width + -width % multiple
+
+
 def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor) -> Tensor:
     """[C,H,W] → [n,C,h,w]: the boxes, each padded with the values `fill` [C] to a multiple of `multiple`.
 
@@ -101,8 +106,8 @@ def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor
     """
     height, width = boxes[0].size
     inner = padding(height, width, multiple)
-    padded_height, padded_width = (math.ceil(side / multiple) * multiple for side in (height, width))
-    windows = fill.to(image)[:, None, None].expand(len(boxes), len(fill), padded_height, padded_width).clone()
+    size = padded_size(height, width, multiple)
+    windows = fill.to(image)[:, None, None].expand(len(boxes), len(fill), *size).clone()
     for window, box in zip(windows, boxes, strict=True):
         window[:, inner.top : inner.bottom, inner.left : inner.right] = image[
             :, box.top : box.bottom, box.left : box.right
@@ -110,26 +115,58 @@ def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor
     return windows
 
 
-def average_windows(maps: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
-    """Mean over the windows that cover a cell: maps [n,C,h,w] at boxes of h x w cells → [C,H,W], summed in order."""
-    total = maps.new_zeros(maps.shape[1], *size)
-    hits = maps.new_zeros(size)
-    for window, box in zip(maps, boxes, strict=True):
-        total[:, box.top : box.bottom, box.left : box.right] += window
-        hits[box.top : box.bottom, box.left : box.right] += 1
-    return total / hits
+class WindowMean:
+    """Mean over the windows that cover a cell, summed in the order in which they are added: one map is held, not all.
+
+    boxes of equal size, in cells of a map of `size`.
+    """
+
+    def __init__(self, boxes: Sequence[Box], size: tuple[int, int]) -> None:
+        self.boxes, self.size = boxes, size
+        self.added = 0
+        self.total: Tensor | None = None
+
+    def add(self, maps: Tensor) -> None:
+        """The next windows' maps [n,C,h,w]."""
+        if self.total is None:
+            self.total = maps.new_zeros(maps.shape[1], *self.size)
+        for window in maps:
+            box = self.boxes[self.added]
+            self.total[:, box.top : box.bottom, box.left : box.right] += window
+            self.added += 1
+
+    def result(self) -> Tensor:
+        """[C,H,W]; to be asked for once, when all windows were added."""
+        assert self.added == len(self.boxes), (self.added, len(self.boxes))
+        hits = self.total.new_zeros(self.size)
+        for box in self.boxes:
+            hits[box.top : box.bottom, box.left : box.right] += 1
+        return self.total.div_(hits)
 
 
-def splice(maps: Tensor, boxes: Sequence[Box], size: tuple[int, int], patch: int) -> Tensor:
+class Splice:
     """Features averaged on the patch grid: maps [n,C,h,w] of the windows → [C, ratio·H/patch, ratio·W/patch].
 
     Boxes and `size`, in pixels, are multiples of `patch`; ratio = max(1, round(h · patch / box height)) is how
     much finer the maps' grid is: 2 for DINO's patches of 8 under CLIP's of 16. A map on another grid is resampled.
     """
-    rows, columns = (side // patch for side in boxes[0].size)
-    ratio = max(1, round(maps.shape[2] / rows))
-    grid = (rows * ratio, columns * ratio)
-    if tuple(maps.shape[2:]) != grid:
-        maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
-    cells = [Box(*(side // patch * ratio for side in box)) for box in boxes]
-    return average_windows(maps, cells, tuple(side // patch * ratio for side in size))
+
+    def __init__(self, boxes: Sequence[Box], size: tuple[int, int], patch: int) -> None:
+        self.boxes, self.size, self.patch = boxes, size, patch
+        self.mean: WindowMean | None = None
+
+    def add(self, maps: Tensor) -> None:
+        """The next windows' maps."""
+        rows, columns = (side // self.patch for side in self.boxes[0].size)
+        ratio = max(1, round(maps.shape[2] / rows))
+        if self.mean is None:
+            cells = [Box(*(side // self.patch * ratio for side in box)) for box in self.boxes]
+            self.mean = WindowMean(cells, tuple(side // self.patch * ratio for side in self.size))
+        grid = (rows * ratio, columns * ratio)
+        if tuple(maps.shape[2:]) != grid:
+            maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+        self.mean.add(maps)
+
+    def result(self) -> Tensor:
+        """To be asked for once, when all windows were added."""
+        return self.mean.result()

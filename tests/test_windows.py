@@ -9,12 +9,12 @@ from small_models import picture
 
 from s2clip.windows import (
     Box,
-    average_windows,
+    Splice,
+    WindowMean,
     cut_windows,
     padding,
     resize,
     resized_size,
-    splice,
     window_boxes,
     window_starts,
 )
@@ -113,10 +113,17 @@ def test_cut_windows_pads_with_the_colour_given():
         assert torch.equal(border, fill[:, None, None].expand(3, 16, 16))
 
 
-def test_average_windows_is_the_mean_over_what_covers_a_cell():
+def added(mean, maps):
+    """The windows added in two batches."""
+    for part in (maps[:2], maps[2:]):
+        mean.add(part)
+    return mean.result()
+
+
+def test_the_mean_is_over_what_covers_a_cell():
     boxes = window_boxes(5, 7, 4, 2)
     maps = torch.rand(len(boxes), 2, 4, 4, dtype=torch.float64)
-    average = average_windows(maps, boxes, (5, 7))
+    average = added(WindowMean(boxes, (5, 7)), maps)
     for row in range(5):
         for column in range(7):
             values = [
@@ -135,7 +142,7 @@ def test_splicing_windows_of_one_map_gives_the_map(ratio):
     boxes = window_boxes(*size, crop, 16)
     cells = [Box(*(side * ratio // patch for side in box)) for box in boxes]
     maps = torch.stack([whole[:, cell.top : cell.bottom, cell.left : cell.right] for cell in cells])
-    torch.testing.assert_close(splice(maps, boxes, size, patch), whole)
+    torch.testing.assert_close(added(Splice(boxes, size, patch), maps), whole)
 
 
 def test_splice_resamples_maps_of_another_grid():
@@ -143,6 +150,6 @@ def test_splice_resamples_maps_of_another_grid():
     boxes = window_boxes(336, 448, 336, 112)
     for side, expected in ((24, (21, 28)), (42, (42, 56)), (30, (21, 28)), (10, (21, 28))):
         maps = torch.ones(len(boxes), 2, side, side)
-        spliced = splice(maps, boxes, (336, 448), 16)
+        spliced = added(Splice(boxes, (336, 448), 16), maps)
         assert spliced.shape == (2, *expected)
         torch.testing.assert_close(spliced, torch.ones_like(spliced))
