@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Last: this folder's profile.py must not hide the standard library's.
-sys.path.append(sys.path.pop(sys.path.index(str(Path(__file__).resolve().parent))))
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import cases
 import machine
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Paired ratios of every op against what others run in its place.")
     parser.add_argument("--op", action="append", choices=sorted(providers.PROVIDERS), help="default: all")
     parser.add_argument("--without", action="append", default=[], metavar="PROVIDER", help="leave one out")
@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.table:
         print(results.tables(results.read()))
-    else:
-        sys.exit(run(options))
+        return 0
+    return run(options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 REDUCED = "reduced"
 """A third of VOC's sides, for architectures of full size on a CPU."""
-SMALL_WINDOWS = {"short_side": 112, "crop": 112}
+SMALL_WINDOWS = {"short_side": 112, "crop": 112, "stride": 56}
 SETTINGS = {
     "VOC": Setting((375, 500), 21, 46, {"trident": {"short_side": 336}}),
     "ADE": Setting((512, 683), 150, 150, {"proxyclip": {"short_side": 448}, "trident": {"short_side": 448}}),
@@ -146,7 +146,11 @@ def text_vectors(models: Models, method: Method, entries: list[str]) -> tuple[Te
 def method_for(models: Models, name: str, setting: Setting) -> Method:
     """A method with the setting's windows, or with those that the embedded models need."""
     method = get_method(name, templates="plain", **setting.windows.get(name, {}))
-    return RECIPES["tiny"].adapt(method) if models.clip.name == "tiny" else method
+    if models.clip.name != "tiny":
+        return method
+    adapted = RECIPES["tiny"].adapt(method)
+    # Enlarged windows for the embedded DINO are s2clip's own; no published formulation has them.
+    return adapted if name == "s2clip" else dataclasses.replace(adapted, vfm_scale=1.0)
 
 
 def refinement_for(models: Models) -> Refinement:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Last: this folder's profile.py must not hide the standard library's.
-sys.path.append(sys.path.pop(sys.path.index(str(Path(__file__).resolve().parent))))
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import machine
 import models
@@ -168,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description="Whole pipelines against the published formulations, end to end.")
     parser.add_argument("--model", default="ViT-B-16" if on_gpu else "tiny", help="default: %(default)s")
@@ -176,8 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--setting", action="append", choices=list(models.SETTINGS), help="default: all, on a CPU VOC")
     parser.add_argument("--pipeline", action="append", choices=list(PIPELINES), help="default: all")
     parser.add_argument("--seconds", type=float, default=20.0, help="time cap of one pair (default: 20)")
-    sys.exit(run(parser.parse_args(arguments)))
+    return run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Last: this file must not hide the standard library's module of the same name.
-sys.path.append(sys.path.pop(sys.path.index(str(Path(__file__).resolve().parent))))
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import machine
 import models

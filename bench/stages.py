@@ -118,8 +118,8 @@ class Count(TorchDispatchMode):
 
 
 def _moves_nothing(func) -> bool:
-    """Views, and memory that is only reserved."""
-    if func._schema.name.startswith("aten::empty"):
+    """Views, memory that is only reserved, and the marks of the stages themselves."""
+    if func._schema.name.startswith(("aten::empty", "profiler::")):
         return True
     returned = [value.alias_info for value in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in returned)

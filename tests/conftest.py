@@ -2,10 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: its profile.py must not hide the standard library's
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # a loaded machine is slow, not wrong
 settings.load_profile("repeatable")
