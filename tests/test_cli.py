@@ -334,7 +334,7 @@ def test_evaluate_prints_the_ablation_of_the_refinement(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["photos"], "'scenes'"),
+        (["photos"], "expected one of scenes, voc21"),
         (["scenes", "--ablate"], "--ablate needs --refine sam"),
         (["scenes", "--method", "magic"], "clip, maskclip"),
         (["scenes", "--refine", "magic"], "none"),

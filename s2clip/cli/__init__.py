@@ -13,6 +13,7 @@ from s2clip.cli.convert import convert
 from s2clip.cli.demo import demo
 from s2clip.cli.doctor import doctor
 from s2clip.cli.evaluate import evaluate
+from s2clip.cli.merge import merge
 from s2clip.cli.program import Program
 from s2clip.cli.segment import segment
 
@@ -23,5 +24,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, demo, evaluate, check_data, convert, doctor, analyze):
+for command in (segment, demo, evaluate, merge, check_data, convert, doctor, analyze):
     main.add_command(command)

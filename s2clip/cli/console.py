@@ -1,7 +1,8 @@
 """What commands do alike: load models, print, show progress."""
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from s2clip.cli.program import EnvironmentFailure, ValueFailure
 from s2clip.errors import S2ClipError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from s2clip.segmenter import Segmenter
 
 
@@ -55,6 +58,11 @@ def say(text: str, err: bool = False) -> None:
 
 def progress(items: Sequence[Any], show: bool) -> Iterable[Any]:
     """A bar on stderr where there is a terminal and more than one item."""
+    return bar(show and len(items) > 1)(items)
+
+
+def bar(show: bool) -> "Callable[..., tqdm]":
+    """tqdm on stderr, with rate and remaining time; silent where there is no terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, disable=not (show and len(items) > 1 and sys.stderr.isatty()), file=sys.stderr, leave=False)
+    return functools.partial(tqdm, disable=not (show and sys.stderr.isatty()), file=sys.stderr, leave=False)

@@ -1,19 +1,16 @@
 """`s2clip evaluate`: methods side by side on the embedded scenes or on a benchmark."""
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_predictions
 from s2clip.cli.console import load_segmenter, progress, usage_errors
 from s2clip.cli.options import model_options, output_options
-from s2clip.cli.program import INPUTS_FAILED, ListOptions, ValueFailure
-
-if TYPE_CHECKING:
-    from s2clip.evaluation.report import Report
+from s2clip.cli.program import ListOptions, ValueFailure
+from s2clip.evaluation.ranks import parse_shard
 
 SCENES = "scenes"
 SCENES_LIMIT = 200
@@ -55,16 +52,18 @@ def evaluate(
         raise ValueFailure("--ablate needs --refine sam")
     if predictions is not None and methods:
         raise ValueFailure("--predictions scores what is saved: give it without --method")
-    pairs = [(method, refine) for method in dict.fromkeys(methods or ["s2clip"]) for refine in dict.fromkeys(refinements)]
+    refinements = tuple(dict.fromkeys(refinements))
+    pairs = [(method, refine) for method in dict.fromkeys(methods or ["s2clip"]) for refine in refinements]
     if dataset == SCENES:
-        given = {name: value for name, value in {**run, "predictions": predictions}.items() if name != "limit"}
-        for name, value in given.items():
+        for name, value in {**run, "predictions": predictions, "limit": None}.items():
             if value:
-                raise ValueFailure(f"--{name.replace('_', '-')}: not with {SCENES}, which are painted as they are scored")
+                raise ValueFailure(f"--{name.replace('_', '-')}: not of {SCENES}, which are painted as they are scored")
         _scenes(pairs, ablate, run["limit"], seed or 0, model_settings, as_json, show_progress)
         return
     if seed is not None:
         raise ValueFailure(f"--seed: of {SCENES} only")
+    with usage_errors():
+        run["shard"] = parse_shard(run["shard"])
     chosen = Run(dataset, show_progress=show_progress, **run)
     if predictions is not None:
         reports = evaluate_predictions(chosen, predictions)

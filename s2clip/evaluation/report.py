@@ -19,6 +19,7 @@ from s2clip.evaluation.metrics import (
 )
 from s2clip.evaluation.records import Tally
 from s2clip.files import whole_file, write_json
+from s2clip.refinement.settings import refinement_name
 
 MODELS = "models"
 MEANS = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy"}
@@ -28,13 +29,16 @@ MEANS = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "m
 class Report:
     """The figures of one data set under one protocol; per cent, None where a class does not occur.
 
-    asked: how many pictures should be in it. Everything but "timings" and "peak_memory_mib" of `document` depends on
-    the answers alone: the same to the last bit in however many runs, shards or ranks they were computed.
+    asked: how many pictures should be in it. folder: where its files lie or will lie.
+
+    Everything but "timings" and "peak_memory_mib" of `document` depends on the answers alone: the same to the last bit
+    in however many runs, shards or ranks they were computed.
     """
 
     protocol: dict[str, Any]
     tally: Tally
     asked: int
+    folder: Path
 
     @property
     def failed(self) -> list[tuple[str, str]]:
@@ -42,16 +46,20 @@ class Report:
         return list(self.tally.failed.values())
 
     @property
+    def tried(self) -> int:
+        """How many pictures were scored or failed."""
+        return len(self.tally.done) + len(self.tally.failed)
+
+    @property
     def complete(self) -> bool:
         """Whether every picture asked for was tried."""
-        return len(self.tally.done) + len(self.tally.failed) == self.asked
+        return self.tried == self.asked
 
     @property
     def title(self) -> str:
-        """What answered: method, refinement, model."""
-        refine = self.protocol.get("refine", "none")
-        name = self.protocol["method"]["name"] + ("" if refine == "none" else f"+{refine}")
-        return f"{name}, {self.protocol['clip']}" if "clip" in self.protocol else name
+        """What answered: method and refinement."""
+        method, refine = self.protocol["method"]["name"], refinement_name(self.protocol)
+        return method if refine == "none" else f"{method}+{refine}"
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -60,7 +68,7 @@ class Report:
         return {
             "dataset": dataset["name"],
             "method": self.protocol["method"]["name"],
-            "refine": self.protocol.get("refine", "none"),
+            "refine": refinement_name(self.protocol),
             "model": self.protocol.get("clip"),
             "pictures": {"in_dataset": dataset["pictures"], "asked": self.asked, "scored": len(self.tally.done)},
             "failed": [{"name": name, "error": error} for name, error in self.failed],
@@ -84,7 +92,7 @@ class Report:
         }
 
     def _timings(self) -> dict[str, Any]:
-        tried = max(len(self.tally.done) + len(self.tally.failed), 1)
+        tried = max(self.tried, 1)
         seconds, stages = self.tally.seconds, self.tally.stages_ms
         return {
             "total_s": round(seconds, 3),
@@ -93,15 +101,15 @@ class Report:
             "ms_per_picture": {name: round(value / tried, 3) for name, value in stages.items()},
         }
 
-    def write(self, folder: Path) -> None:
+    def write(self) -> None:
         """The three files, each whole or not at all, and the confusion matrix as CSV."""
-        write_json(folder / "result.json", self.document)
+        write_json(self.folder / "result.json", self.document)
         for name, text in (
             ("result.md", self.markdown()),
             ("result.csv", self.csv()),
             ("confusion.csv", self._cells()),
         ):
-            with whole_file(folder / name) as handle:
+            with whole_file(self.folder / name) as handle:
                 handle.write(text.encode())
 
     def markdown(self) -> str:
@@ -109,7 +117,7 @@ class Report:
         found = self.document
         pictures, timings = found["pictures"], found["timings"]
         lines = [
-            f"# {found['dataset']}: {self.title}",
+            f"# {found['dataset']}: {self.title}" + (f", {found['model']}" if found["model"] else ""),
             "",
             f"{pictures['scored']} of {pictures['asked']} pictures scored, {pictures['in_dataset']} in the data set. "
             f"Settings: protocol.json.",

@@ -97,9 +97,9 @@ def evaluate_dataset(
     batches = records.read(output)
     if together:
         batches = ranks.gather(batches) or batches
-    report = Report(described, records.tally(batches, len(dataset.classes), asked), len(asked))
+    report = Report(described, records.tally(batches, len(dataset.classes), asked), len(asked), output)
     if report.complete and not (together and part[0]):
-        report.write(output)
+        report.write()
     return report
 
 

@@ -10,7 +10,7 @@ import torch
 from s2clip import scenes
 from s2clip.errors import reject
 from s2clip.evaluation.metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
-from s2clip.refinement.settings import ABLATIONS
+from s2clip.refinement.settings import ABLATIONS, refinement_name
 
 SCENES_PER_SEED = 10_000
 REFINEMENT_STAGES = ("sam_encoder", "components", "prompts", "decoder", "merge")
@@ -66,13 +66,6 @@ def evaluate(
 def ablations(segmenter: Any) -> list[Any]:
     """The segmenter with each part of its refinement switched off in turn: the source's Table 4."""
     return [segmenter.with_refinement(**switches) for switches in ABLATIONS.values()]
-
-
-def refinement_name(settings: Mapping[str, Any]) -> str:
-    """`refine` of the settings, with what is switched off: "sam w/o box"."""
-    chosen = settings.get("refinement", {})
-    off = [name for name, switches in ABLATIONS.items() if all(chosen.get(key) == off for key, off in switches.items())]
-    return " ".join([settings["refine"], *off])
 
 
 def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapping[str, float]) -> dict[str, Any]:

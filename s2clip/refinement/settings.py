@@ -65,6 +65,13 @@ ABLATIONS: dict[str, dict[str, bool]] = {
 """The bottom rows of the source's Table 4, and one for the point."""
 
 
+def refinement_name(settings: Mapping[str, Any]) -> str:
+    """`refine` of the settings, with what is switched off: "sam w/o box"."""
+    chosen = settings.get("refinement", {})
+    off = [name for name, switches in ABLATIONS.items() if all(chosen.get(key) == off for key, off in switches.items())]
+    return " ".join([settings.get("refine", "none"), *off])
+
+
 def check_refinement(refine: str) -> None:
     """`ValueError` listing the valid names unless `refine` is one of them."""
     if refine not in REFINEMENTS:

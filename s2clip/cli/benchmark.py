@@ -1,0 +1,135 @@
+"""One of the eight benchmarks from the command line: data, presets, result folders, what is printed."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s2clip.cli.console import bar, load_segmenter, say, usage_errors
+from s2clip.cli.program import INPUTS_FAILED, ValueFailure
+
+if TYPE_CHECKING:
+    from s2clip.evaluation.datasets import Dataset
+    from s2clip.evaluation.ranks import Shard
+    from s2clip.evaluation.report import Report
+
+OUTPUT = Path("out/evaluate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line says of a run, whatever is evaluated."""
+
+    dataset: str
+    data: Path | None
+    limit: int | None = None
+    resume: bool = False
+    shard: "Shard | None" = None
+    save_predictions: bool = False
+    output: Path | None = None
+    show_progress: bool = False
+
+    def open(self) -> "Dataset":
+        """The data set; exit code 2 for an unknown name, 1 where the folder is not what it should be."""
+        from s2clip.evaluation.datasets import DATASETS, open_dataset, resolve_name
+
+        try:
+            name = resolve_name(self.dataset)
+        except ValueError:
+            valid = ", ".join(["scenes", *DATASETS])
+            raise ValueFailure(f"dataset: expected one of {valid}, received {self.dataset!r}") from None
+        if self.data is None:
+            raise ValueFailure(f"--data: the folder of {name} is needed")
+        return open_dataset(name, self.data)
+
+    def evaluate(self, answers: Any, dataset: "Dataset", *names: str, source: str | None = None) -> "Report":
+        """The report of one result folder, <output>/<data set>/<names>."""
+        from s2clip.evaluation.runner import evaluate_dataset
+
+        with usage_errors():
+            return evaluate_dataset(
+                answers,
+                dataset,
+                Path(self.output or OUTPUT, dataset.name, *names),
+                limit=self.limit,
+                resume=self.resume,
+                shard=self.shard,
+                save_predictions=self.save_predictions,
+                source=source,
+                progress=bar(self.show_progress),
+            )
+
+
+def evaluate_methods(
+    run: Run, pairs: list[tuple[str, str]], ablate: bool, model_settings: dict[str, Any]
+) -> "list[Report]":
+    """Each (method, refine) with its preset, one after the other, in <output>/<data set>/<model>/<method>+<refine>."""
+    from s2clip.evaluation.presets import preset
+    from s2clip.evaluation.ranks import local_device, process_group
+
+    dataset, model = run.open(), model_settings["model"]
+    given = {name: value for name, value in model_settings.items() if value is not None}
+    with usage_errors():
+        presets = [(preset(method, dataset.name, model), refine) for method, refine in pairs]
+    reports = []
+    with process_group():
+        for chosen, refine in presets:
+            with usage_errors():
+                settings = {**chosen.options(model, refine), "device": local_device(), **given}
+                segmenter = chosen.set_classes(load_segmenter(settings))
+            for variant, name in _variants(segmenter, ablate and refine == "sam"):
+                reports.append(run.evaluate(variant, dataset, model, name, source=chosen.source))
+    return reports
+
+
+def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
+    """(segmenter, folder name) of the segmenter and, to ablate, of it without each part of its refinement."""
+    from s2clip.evaluation.scenes import ablations
+    from s2clip.refinement.settings import refinement_name
+
+    for one in [segmenter, *(ablations(segmenter) if ablate else [])]:
+        refine = refinement_name(one.settings).replace("w/o", "without").replace(" ", "-")
+        yield one, one.method.name + ("" if refine == "none" else f"+{refine}")
+
+
+def evaluate_predictions(run: Run, folder: Path) -> "list[Report]":
+    """What lies in the folder, in <output>/<data set>/predictions/<name of the folder>."""
+    from s2clip.evaluation.answers import SavedAnswers
+
+    dataset = run.open()
+    return [run.evaluate(SavedAnswers(folder, dataset), dataset, "predictions", folder.resolve().name)]
+
+
+def announce(reports: "list[Report]", as_json: bool) -> None:
+    """Print the figures side by side and what failed; exit code 1 if anything did. Rank 0 of torchrun speaks for all.
+
+    A shard whose siblings are not done says what is missing in place of figures.
+    """
+    from s2clip.evaluation.ranks import rank_of_torchrun
+    from s2clip.evaluation.report import side_by_side
+
+    rank, _ = rank_of_torchrun() or (0, 1)
+    if rank:
+        return
+    complete = [report for report in reports if report.complete]
+    if as_json:
+        rows = [{**report.document, "complete": report.complete, "folder": str(report.folder)} for report in reports]
+        say(json.dumps({"dataset": reports[0].document["dataset"], "rows": rows}, allow_nan=False))
+    elif complete:
+        pictures = complete[0].document["pictures"]
+        say(f"{complete[0].document['dataset']}: {pictures['asked']} of {pictures['in_dataset']} pictures, per cent\n")
+        say(side_by_side(complete) + "\n")
+    for report in reports if not as_json else []:
+        if report.complete:
+            say(f"{report.title}: {report.folder}")
+        else:
+            done = f"{report.tried} of {report.asked} pictures are done"
+            say(f"{report.title}: {done}; the last shard writes the result, or s2clip merge {report.folder} ...")
+    failed = [(report, *failure) for report in reports for failure in report.failed]
+    for report, name, reason in failed:
+        say(f"failed: {report.title}: {name}: {reason}", err=True)
+    if failed:
+        say(f"{sum(len(report.tally.done) for report in reports)} scored, {len(failed)} failed", err=True)
+        sys.exit(INPUTS_FAILED)

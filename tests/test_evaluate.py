@@ -1,0 +1,205 @@
+"""`s2clip evaluate` on the eight layouts, resumed, shared out, merged, refused; exit codes and what is printed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from data_trees import LAYOUTS, make_tree, save
+from PIL import Image
+
+from s2clip import cli
+from s2clip.evaluation.datasets import open_dataset
+
+UNTIMED = ("timings", "peak_memory_mib")
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """Data sets by name, made when they are first asked for."""
+    made = {}
+
+    def tree(name):
+        if name not in made:
+            made[name] = make_tree(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return tree
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the program inside of this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+    return call
+
+
+def one_line(result):
+    return next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
+
+
+def untimed(path):
+    return {name: value for name, value in json.loads(path.read_text()).items() if name not in UNTIMED}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_benchmark_is_scored_as_numpy_scores_the_saved_maps(run, trees, tmp_path, name):
+    tree = trees(name)
+    options = ("--method", "maskclip", "--short-side", 32, "--limit", 2, "--save-predictions", "--json")
+    result = run("evaluate", name.replace("_", "-"), "--data", tree.root, *options)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["pictures"] == {"in_dataset": 3, "asked": 2, "scored": 2}
+
+    dataset = open_dataset(name, tree.root)
+    hits, counted = 0, 0
+    given = np.zeros(len(dataset.classes), np.int64)
+    for index in range(2):
+        with Image.open(f"{row['folder']}/predictions/{dataset[index].name}.png") as image:
+            labels = np.array(image)
+        target = dataset.annotation(index).numpy()
+        hits += ((labels == target) & (target != 255)).sum()
+        counted += (target != 255).sum()
+        given += np.bincount(labels[target != 255], minlength=len(given))
+    assert row["pixel_accuracy"] == round(100 * hits / counted, 4)
+    assert [one["given"] for one in row["per_class"]] == given.tolist()
+    assert [one["name"] for one in row["per_class"]] == list(dataset.classes)
+
+    protocol = json.loads((tmp_path / "out/evaluate" / name / "tiny/maskclip/protocol.json").read_text())
+    assert protocol["dataset"]["split"] == dataset.facts.split
+    assert len(protocol["prompts"]) == len(dataset.classes)
+    assert len(protocol["weights_sha256"]["clip"]) == 64
+    assert protocol["versions"]["torch"]
+
+
+def test_methods_and_refinements_stand_side_by_side(run, trees, tmp_path):
+    tree = trees("voc20")
+    options = ("--method", "clip", "maskclip", "--refine", "none", "sam", "--short-side", 32, "--limit", 1)
+    result = run("evaluate", "voc20", "--data", tree.root, *options)
+    assert result.exit_code == 0, result.output
+    head = next(line for line in result.stdout.splitlines() if "clip+sam" in line)
+    assert head.split() == ["clip", "clip+sam", "maskclip", "maskclip+sam"]
+    assert "voc20: 1 of 3 pictures, per cent" in result.stdout
+    assert len(next(line for line in result.stdout.splitlines() if line.startswith("mIoU")).split()) == 5
+    folders = sorted(path.name for path in (tmp_path / "out/evaluate/voc20/tiny").iterdir())
+    assert folders == ["clip", "clip+sam", "maskclip", "maskclip+sam"]
+    for name in ("protocol.json", "result.json", "result.md", "result.csv", "confusion.csv", "records"):
+        assert (tmp_path / "out/evaluate/voc20/tiny/clip+sam" / name).exists()
+
+
+def test_shards_merged_are_the_single_run(run, trees, tmp_path):
+    tree = make_tree("voc20", tmp_path / "data", count=10)
+    base = ("evaluate", "voc20", "--data", tree.root, "--method", "maskclip", "--short-side", 32)
+    assert run(*base, "-o", "whole").exit_code == 0
+    for index in range(2):
+        result = run(*base, "--shard", f"{index}/2", "-o", f"part{index}")
+        assert result.exit_code == 0, result.output
+        assert f"{(8, 2)[index]} of 10 pictures are done" in result.stdout
+        assert "mIoU" not in result.stdout
+    folders = [f"part{index}/voc20/tiny/maskclip" for index in range(2)]
+    alone = run("merge", folders[0], "-o", "merged")
+    assert alone.exit_code == 3
+    assert "8 of 10 pictures are done, number 8 is not" in one_line(alone)
+    assert not (tmp_path / "merged").exists()
+    assert run("merge", *folders, "-o", "merged").exit_code == 0
+    for name in ("protocol.json", "result.csv", "confusion.csv"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole/voc20/tiny/maskclip" / name).read_bytes()
+    assert untimed(tmp_path / "merged/result.json") == untimed(tmp_path / "whole/voc20/tiny/maskclip/result.json")
+
+    assert run(*base, "--stride", 48, "--shard", "1/2", "-o", "other").exit_code == 0
+    refused = run("merge", folders[0], "other/voc20/tiny/maskclip", "-o", "mixed")
+    assert refused.exit_code == 3
+    assert "method.stride is 48 there and 32 now" in one_line(refused)
+
+
+def test_one_folder_per_protocol(run, trees):
+    base = ("evaluate", "voc20", "--data", trees("voc20").root, "--method", "maskclip", "--limit", 1)
+    assert run(*base).exit_code == 0
+    again = run(*base)
+    assert again.exit_code == 3
+    assert "--resume goes on with it" in one_line(again)
+    other = run(*base, "--crop", 96, "--resume")
+    assert other.exit_code == 3
+    assert "method.crop is 64 there and 96 now" in one_line(other)
+    assert run(*base, "--resume").exit_code == 0
+
+
+def test_a_bad_picture_fails_alone(run, tmp_path):
+    tree = make_tree("voc20", tmp_path / "data")
+    bad = tree.names[1]
+    save(tree.annotations[bad], np.full((32, 48), 99, np.uint8))
+    result = run("evaluate", "voc20", "--data", tree.root, "--method", "maskclip")
+    assert result.exit_code == 1
+    assert f"failed: maskclip: {bad}: {tree.annotations[bad]}: expected labels 0 to 20 or 255" in result.stderr
+    assert result.stderr.splitlines()[-1] == "2 scored, 1 failed"
+    assert "mIoU" in result.stdout
+
+
+def test_saved_predictions_need_no_model(run, trees, tmp_path, monkeypatch):
+    tree = trees("voc21")
+    monkeypatch.setattr("s2clip.cli.benchmark.load_segmenter", lambda *_, **__: pytest.fail("a model was loaded"))
+    for name, labels in list(tree.values.items())[:2]:
+        save(tmp_path / f"saved/{name}.png", np.where(labels == 255, 0, labels).astype(np.uint16))
+    result = run("evaluate", "voc21", "--data", tree.root, "--predictions", "saved")
+    assert result.exit_code == 1
+    assert "pixel accuracy" in result.stdout
+    assert untimed(tmp_path / "out/evaluate/voc21/predictions/saved/result.json")["miou"] == 100
+    assert f"{tree.names[2]}.png: no prediction for this picture" in result.stderr
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("empty", f"expected {tree.names[0]}.png and so on"), ("nowhere", "no such folder")):
+        result = run("evaluate", "voc21", "--data", tree.root, "--predictions", folder)
+        assert result.exit_code == 1
+        assert message in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "dataset: expected one of scenes, voc21, context60"),
+        (["voc21"], "--data: the folder of voc21 is needed"),
+        (["voc21", "--data", "{root}", "--method", "magic"], "method: expected one of clip, maskclip"),
+        (["voc21", "--data", "{root}", "--refine", "magic"], "refine: expected one of none"),
+        (["voc21", "--data", "{root}", "--shard", "2/2"], "--shard: expected i/n with i from 0 to n-1, received '2/2'"),
+        (["voc21", "--data", "{root}", "--limit", "0"], "limit: expected at least 1, received 0"),
+        (["voc21", "--data", "{root}", "--seed", "1"], "--seed: of scenes only"),
+        (["voc21", "--data", "{root}", "--ablate"], "--ablate needs --refine sam"),
+        (["voc21", "--data", "{root}", "--predictions", ".", "--method", "clip"], "give it without --method"),
+        (["scenes", "--resume"], "--resume: not of scenes"),
+        (["scenes", "--save-predictions"], "--save-predictions: not of scenes"),
+    ],
+)
+def test_usage_errors(run, trees, arguments, message):
+    result = run("evaluate", *(argument.format(root=trees("voc21").root) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert message in one_line(result)
+
+
+def test_the_program_in_a_process_of_its_own(run, trees, tmp_path):
+    """The command as typed goes on where the half line of a killed run ends the log."""
+    tree = trees("voc20")
+    options = ["evaluate", "voc20", "--data", str(tree.root), "--method", "maskclip", "--short-side", "32"]
+    assert run(*options).exit_code == 0
+    folder = tmp_path / "out/evaluate/voc20/tiny/maskclip"
+    result = untimed(folder / "result.json")
+    log = folder / "records/0-of-1.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    (folder / "result.json").unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "s2clip", *options, "--resume", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert untimed(folder / "result.json") == result
+    assert json.loads(again.stdout)["rows"][0]["miou"] == result["miou"]
