@@ -1,7 +1,7 @@
 """Where the time of the pipeline goes, stage by stage: one picture, then a stream of them.
 
     python bench/profile.py [--model ViT-B-16] [--method s2clip] [--refine sam] [--setting VOC] [--pictures 16]
-                            [--trace FOLDER] [--marks-only]
+                            [--trace FOLDER] [--output FILE] [--marks-only]
 
 Per stage and picture: milliseconds (events on CUDA, which do not stop the device), share, kernel launches (operators on
 a CPU, where nothing is launched), bytes and arithmetic of the operators, and the share of the roofline: the time that
@@ -224,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--pictures", type=int, default=16 if on_gpu else 4, help="of the stream (default: %(default)s)"
     )
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write a Chrome trace here")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="append the report to this file, too")
     parser.add_argument("--marks-only", action="store_true", help="for nsys and ncu; needs a GPU")
     options = parser.parse_args(arguments)
     if options.marks_only and not on_gpu:
@@ -236,17 +237,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.marks_only:
             marks_only(lambda: list(own.stream(paths)))
             return
-        for line in machine.obstacles():
-            print(line)
         ceilings = machine.ceilings()
-        print(ceilings_table(ceilings))
+        parts = [*machine.obstacles(), ceilings_table(ceilings)]
         name = f"{options.model}, {options.method}, refine {options.refine}, {options.setting}"
-        print(report(f"one picture ({name})", profile(lambda: [own(paths[0])], 1), ceilings))
+        parts.append(report(f"one picture ({name})", profile(lambda: [own(paths[0])], 1), ceilings))
         trace = options.trace and options.trace / "stream.json"
         stream = profile(lambda: list(own.stream(paths)), len(paths), trace)
-        print(report(f"a stream of {len(paths)} ({name})", stream, ceilings))
-        if trace:
-            print(f"trace: {trace}")
+        parts.append(report(f"a stream of {len(paths)} ({name})", stream, ceilings))
+        parts += [f"trace: {trace}"] if trace else []
+    print("\n".join(parts))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with options.output.open("a") as file:
+            print(*parts, sep="\n", end="\n\n", file=file)
 
 
 if __name__ == "__main__":
