@@ -50,7 +50,7 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     features = features.unflatten(1, grid)
     if method.uses_vfm:
         with watch("vfm"):
-            proxy = vfm.features(_enlarge(images, method.vfm_scale))
+            proxy = vfm.features(enlarge(images, method.vfm_scale))
     if method.vfm_weight is not None:
         with watch("affinity"):
             features = aggregate(features, proxy, maps, weights, method)
@@ -129,7 +129,8 @@ def _affinity(maps: list[Tensor], weights: Tensor, value: Tensor, method: Method
     return ops.affinity_attention(maps, value, weights=weights, beta=method.beta, gamma=method.gamma)
 
 
-def _enlarge(images: Tensor, scale: float) -> Tensor:
+def enlarge(images: Tensor, scale: float) -> Tensor:
+    """[B,3,H,W] with sides `scale` times as long, rounded, bilinear."""
     if scale == 1:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import reject
+from s2clip.features import enlarge
 from s2clip.methods import RECIPES, Method
 from s2clip.windows import resize, resized_size
 
@@ -13,6 +14,12 @@ from s2clip.windows import resize, resized_size
 def default_short_side(model: str) -> int:
     """Pixels of the shorter side: the window that methods give this model, 336 for the released ones."""
     return RECIPES[model].crop if model in RECIPES else Method.crop
+
+
+def vfm_features(vfm: torch.nn.Module, images: Tensor, clip) -> Tensor:
+    """[B,h,w,C]: the VFM sees the pictures as large as it does beside this CLIP in a method."""
+    scale = RECIPES[clip.name].vfm_scale if clip.name in RECIPES else Method.vfm_scale
+    return vfm.features(enlarge(images, scale))
 
 
 def check_layers(clip, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -65,7 +72,7 @@ def picture_maps(
     """
     images = prepare(pixels, clip, short_side)
     maps = {layer_name(layer): tokens[0] for layer, tokens in layer_maps(clip, images, layers).items()}
-    return maps | {name: vfm.features(images)[0] for name, vfm in (vfms or {}).items()}
+    return maps | {name: vfm_features(vfm, images, clip)[0] for name, vfm in (vfms or {}).items()}
 
 
 def layer_name(layer: int) -> str:

@@ -1,25 +1,18 @@
 """`s2clip analyze`: the analyses that the method rests on, as figures and tables."""
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2clip.cli.console import check_device, progress, say, usage_errors
-from s2clip.cli.options import decorated, gathered, loading_options, output_options
-from s2clip.cli.program import INPUTS_FAILED, ListOptions
+from s2clip.cli.console import check_device, load_segmenter
+from s2clip.cli.look import features
+from s2clip.cli.options import loading_options, model_options
+from s2clip.cli.program import ListOptions
+from s2clip.cli.report import data_options, reporting
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from s2clip.analysis.pictures import Picture, PictureSet
-
-FIGURE_FORMATS = ("png", "pdf", "svg")
+    from s2clip.analysis.pictures import PictureSet
 
 
 @click.group()
@@ -30,90 +23,7 @@ def analyze() -> None:
     """
 
 
-@dataclass
-class Report:
-    """What an analysis reads and writes: sets of pictures in, figures, tables and one summary out."""
-
-    sets: "list[PictureSet]"
-    failures: list[tuple[str, str]]
-    output: Path
-    suffix: str
-    as_json: bool
-    show_progress: bool
-    files: dict[str, str] = field(default_factory=dict)
-
-    def walk(self) -> "dict[str, Iterator[Picture]]":
-        """The pictures of each set by its name, those that cannot be read left out and noted."""
-        return {
-            one.name: one.readable(self.failures, progress(range(len(one)), self.show_progress)) for one in self.sets
-        }
-
-    def figure(self, name: str, drawing: "Figure") -> None:
-        from s2clip.analysis.plots.style import save
-
-        self.files[f"{name}.{self.suffix}"] = str(save(drawing, self.output / f"{name}.{self.suffix}"))
-
-    def table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        """Write the table; the same as dictionaries."""
-        from s2clip.analysis.tables import plain, write_csv
-
-        path = self.output / f"{name}.csv"
-        write_csv(path, header, rows)
-        self.files[path.name] = str(path)
-        return [dict(zip(header, map(plain, row), strict=True)) for row in rows]
-
-    def tell(self, lines: Sequence[str], **content: Any) -> None:
-        """The summary, as lines or as one JSON object."""
-        if self.as_json:
-            say(json.dumps({**content, "files": self.files}, allow_nan=False))
-        else:
-            for line in (*lines, "", *self.files.values()):
-                say(line)
-
-
-@contextmanager
-def reporting(
-    sources: Sequence[str],
-    data: Path | None,
-    limit: int | None,
-    seed: int,
-    output: Path,
-    suffix: str,
-    as_json: bool,
-    show_progress: bool,
-) -> "Iterator[Report]":
-    """A report on the pictures that the arguments name; sources that fail are listed at the end, exit code 1."""
-    from s2clip.analysis.pictures import find_pictures
-    from s2clip.analysis.plots.style import require_matplotlib
-    from s2clip.files import writable_folder
-
-    require_matplotlib()
-    with usage_errors():
-        sets, failures = find_pictures(sources, data=data, limit=limit, seed=seed)
-    try:
-        if sets:
-            with usage_errors():
-                yield Report(sets, failures, writable_folder(output), suffix, as_json, show_progress)
-    finally:
-        for source, reason in failures:
-            say(f"failed: {source}: {reason}", err=True)
-    if failures:
-        sys.exit(INPUTS_FAILED)
-
-
-def data_options(command: Callable) -> Callable:
-    """What `reporting` needs, handed to the command as one dictionary `request`."""
-    options = [
-        click.argument("sources", nargs=-1, required=True, metavar="DATA..."),
-        click.option("--data", type=click.Path(path_type=Path), help="Folder of the benchmark that DATA names."),
-        click.option("--limit", type=int, help="Pictures of each DATA; default: 100 scenes, else all."),
-        click.option("--seed", default=0, show_default=True, help="Which scenes; none of them was trained on."),
-        click.option("-o", "--output", default="out/analysis", show_default=True, type=click.Path(path_type=Path)),
-        click.option("--format", "suffix", default="png", type=click.Choice(FIGURE_FORMATS), help="Of the figures."),
-    ]
-    names = ("sources", "data", "limit", "seed", "output", "suffix", "as_json", "show_progress")
-    return output_options(decorated(gathered(command, "request", names), options))
-
+analyze.add_command(features)
 
 SHORT_SIDE = click.option(
     "--short-side", type=int, help="Pixels the shorter side is resized to; default 336 (tiny: 64); 0: native size."
@@ -186,6 +96,56 @@ def consistency(
             for row in rows
         ]
         report.tell(lines, consistency=rows)
+
+
+@analyze.command(cls=ListOptions)
+@click.option("--method", "methods", multiple=True, default=["clip", "s2clip"], show_default=True, help="Side by side.")
+@click.option("--masks", help="Which class a patch has: predicted, true; default: true where there are label maps.")
+@click.option("--classes", metavar="NAMES", help="As in segment; default: those of the data.")
+@model_options
+@data_options
+def separability(
+    methods: tuple[str, ...],
+    masks: str | None,
+    classes: str | None,
+    model_settings: dict[str, Any],
+    request: dict[str, Any],
+) -> None:
+    """How tight the classes are in feature space, and how far apart: variance, distance, projection."""
+    from s2clip.analysis.plots.separability import separability_figure
+    from s2clip.analysis.separability import by_method
+    from s2clip.analysis.separability import separability as measure
+
+    with reporting(**request) as report:
+        if masks == "true":
+            _require_labels(report.sets, "separability --masks true")
+        tables = {}
+        for one in report.sets:
+            names, own = classes_of(one, classes)
+            chosen = masks or ("true" if own else "predicted")
+            if chosen == "true" and not own:
+                raise ValueError("--masks true goes by the classes of the data: leave --classes out")
+            found = {}
+            for method in dict.fromkeys(methods):
+                segmenter = load_segmenter(model_settings, method=method).set_classes(names, background=one.background)
+                found[method] = measure(report.walk_one(one), segmenter, masks=chosen)
+            name = "separability" if len(report.sets) == 1 else f"separability-{one.name}"
+            report.figure(name, separability_figure(found))
+            tables[one.name] = report.table(name, *by_method(found))
+        lines = [
+            f"{data}, {row['method']}, {row['class']}: variance {row['variance']:.3f}, distance {row['distance']:.3f}, "
+            f"nearest {row['nearest']} at {row['nearest_distance']:.3f} ({row['patches']:,} patches)"
+            for data, rows in tables.items()
+            for row in rows
+        ]
+        report.tell(lines, separability=tables)
+
+
+def classes_of(pictures: "PictureSet", classes: str | None) -> tuple[Any, bool]:
+    """(classes to set, whether they are the data's own)."""
+    if classes is None and pictures.classes is None:
+        raise ValueError(f"{pictures.name} has no classes of its own: name them by --classes")
+    return (classes, False) if classes is not None else (pictures.classes, True)
 
 
 def _load_clip(model_settings: dict[str, Any]) -> Any:

@@ -92,9 +92,9 @@ def heat_map(axes: Axes, values: np.ndarray, columns: Sequence[object], rows: Se
     return image
 
 
-def colour_bar(axes: Axes, image: object, label: str) -> None:
-    """A colour bar beside the axes."""
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+def colour_bar(figure: Figure, axes: Sequence[Axes], image: object, label: str) -> None:
+    """A colour bar on the right of the axes, which make room for it."""
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(label, fontsize=LETTERS)
     bar.ax.tick_params(labelsize=LETTERS - 1)
 
