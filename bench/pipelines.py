@@ -99,16 +99,34 @@ def measure(pair: Pair, dtype: torch.dtype, seconds: float, rng: random.Random) 
         "provider": pair.against,
         "kind": pair.against,
     }
-    maps = zip(pair.ours(pair.paths), pair.theirs(pair.paths), strict=True)
-    differing = sum((a.cpu() != b.cpu()).float().mean().item() for a, b in maps) / len(pair.paths)
-    row["differing"] = differing
-    if differing > DIFFERING[dtype] + DIFFERING_MASKS * ("+" in pair.name):
-        return row | {"disagreement": f"{differing:.2%} of the labels differ"}
+    row["differing"] = differing(pair)
+    if row["differing"] > allowed(pair, dtype):
+        return row | {"disagreement": f"{row['differing']:.2%} of the labels differ"}
     timers = [_per_picture(side, pair.paths) for side in (pair.ours, pair.theirs)]
     fewest = ratios.FEWEST if torch.cuda.is_available() else 3
     row["call"] = ratios.summary(ratios.paired(*timers, seconds, rng, fewest), rng)
-    row["peak_mib"], row["theirs_peak_mib"] = (timing.peak_mib(side, pair.paths) for side in (pair.ours, pair.theirs))
+    row["peak_mib"], row["theirs_peak_mib"] = (peak_mib(side, pair.paths) for side in (pair.ours, pair.theirs))
     return row
+
+
+def differing(pair: Pair) -> float:
+    """Share of the pixels to which the two sides give another label."""
+    maps = zip(pair.ours(pair.paths), pair.theirs(pair.paths), strict=True)
+    return sum((a.cpu() != b.cpu()).float().mean().item() for a, b in maps) / len(pair.paths)
+
+
+def allowed(pair: Pair, dtype: torch.dtype) -> float:
+    return DIFFERING[dtype] + DIFFERING_MASKS * ("+" in pair.name)
+
+
+def peak_mib(side: Side, paths: list[Path]) -> float | None:
+    """Of the whole device, weights included: what a card must have."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    side(paths)
+    machine.finish()
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def _per_picture(side: Side, paths: list[Path]) -> timing.Timer:
