@@ -95,6 +95,23 @@ def test_methods_and_refinements_stand_side_by_side(run, trees, tmp_path):
         assert (tmp_path / "out/evaluate/voc20/tiny/clip+sam" / name).exists()
 
 
+def test_the_refinement_without_each_of_its_parts(run, trees, tmp_path):
+    options = ("--method", "maskclip", "--refine", "sam", "--ablate", "--short-side", 32, "--limit", 1, "--json")
+    result = run("evaluate", "voc20", "--data", trees("voc20").root, *options)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    parts = ["components", "box", "mask", "point"]
+    assert [row["refine"] for row in rows] == ["sam", *(f"sam w/o {part}" for part in parts)]
+    folders = [f"out/evaluate/voc20/tiny/maskclip+sam{end}" for end in ("", *(f"-without-{part}" for part in parts))]
+    assert [row["folder"] for row in rows] == folders
+    for row in rows:
+        spent = row["timings"]
+        assert set(spent["ms_per_picture"]) == {"wait", "models", "metric", "write"}
+        assert sum(spent["ms_per_picture"].values()) == pytest.approx(1000 * spent["total_s"], rel=0.01)
+        assert {"decode", "clip", "sam_encoder", "decoder", "merge"} <= set(spent["ms_per_stage"])
+        assert row["peak_memory_mib"]["host"] > 50
+
+
 def test_shards_merged_are_the_single_run(run, trees, tmp_path):
     tree = make_tree("voc20", tmp_path / "data", count=10)
     base = ("evaluate", "voc20", "--data", tree.root, "--method", "maskclip", "--short-side", 32)
