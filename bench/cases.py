@@ -104,9 +104,10 @@ def components_case(name, size, classes, batch=1, *, reduced=False) -> Case:
 
 def classify_case(name, classes, words, grid, size, *, reduced=False) -> Case:
     def make(device, dtype):
-        class_index = [min(word, classes - 1) for word in range(words)]
+        sizes = (*[1] * (classes - 1), words - classes + 1)
+        class_index = torch.arange(classes).repeat_interleave(torch.tensor(sizes)).to(device)
         logits = 0.05 * normal(1, words, *grid)
-        return (logits.to(device, dtype), size), {"scale": 40.0, "class_index": class_index}
+        return (logits.to(device, dtype), size), {"scale": 40.0, "class_index": class_index, "sizes": sizes}
 
     pixels = size[0] * size[1]
     return Case(

@@ -71,7 +71,14 @@ def measure(case: cases.Case, dtype: torch.dtype, name: str, seconds: float, rng
 
 
 def _device_timer(provider: providers.Provider, inputs: list[timing.Arguments]) -> timing.Timer:
-    return (timing.from_outside if provider.on_host else timing.on_device)(provider.run, inputs)
+    if not provider.on_host:
+        try:
+            return timing.on_device(provider.run, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            print(f"not captured, so timed from outside, launches included ({str(error).splitlines()[0]})")
+    return timing.from_outside(provider.run, inputs)
 
 
 def pairs(options: argparse.Namespace) -> Iterator[tuple[cases.Case, torch.dtype, str]]:

@@ -138,9 +138,10 @@ def farthest(vectors: Tensor, count: int) -> Tensor:
 
 
 def text_vectors(models: Models, method: Method, entries: list[str]) -> tuple[Tensor, tuple[int, ...]]:
-    """What a baseline is given: unit rows [Q,C] of the words, and the class of each."""
+    """What a baseline is given: unit rows [Q,C] of the words, and how many words each class has."""
     words = vocabulary(entries)
-    return TextEncoder(models.clip)(words.words, method.templates), words.class_index
+    sizes = tuple(words.class_index.count(index) for index in range(len(words.classes)))
+    return TextEncoder(models.clip)(words.words, method.templates), sizes
 
 
 def method_for(models: Models, name: str, setting: Setting) -> Method:

@@ -34,6 +34,11 @@ def _components(class_map, scores):
     return ops.measure_components(labels, class_map, scores, count=count)
 
 
+def _classify(logits, size, *, scale, class_index, sizes):
+    """The registered op, which is told the number of classes: `ops.classify_pixels` would read it from the indices."""
+    return torch.ops.s2clip.classify_pixels(logits, list(size), scale, class_index, len(sizes), 0.0, 0)
+
+
 def _merge(mask_logits, class_index, scores, labels, **keywords):
     image_index = torch.zeros_like(class_index)
     return ops.merge_masks(mask_logits, class_index, image_index, scores, labels, **keywords)
@@ -61,7 +66,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
         "cucim": Provider("careful", components.by_cucim, "cucim", cuda_only=True, on_host=True),
     },
     "classify_pixels": {
-        OURS: Provider("s2clip", ops.classify_pixels),
+        OURS: Provider("s2clip", _classify),
         "eager": Provider("published", classify.published),
         "compiled": Provider("careful", classify.compiled_chain, cuda_only=True),
     },

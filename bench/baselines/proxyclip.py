@@ -21,13 +21,13 @@ from s2clip.windows import resize, resized_size, window_boxes
 class ProxyCLIP:
     """Path of a picture → its coarse map, on the models that s2clip runs."""
 
-    def __init__(self, models, method: Method, text: Tensor, class_index: tuple[int, ...]) -> None:
+    def __init__(self, models, method: Method, text: Tensor, sizes: tuple[int, ...]) -> None:
         clip, vfm = models.clip, models.vfm
         patch = math.lcm(clip.patch_size, vfm.patch_size)
         if method.crop % patch:
             raise ValueError(f"crop: expected a multiple of {patch}, so that nothing is padded, received {method.crop}")
         self.clip, self.vfm, self.method = clip, vfm, method
-        self.text, self.class_index = text, class_index
+        self.text, self.sizes = text, sizes
 
     @torch.inference_mode()
     def __call__(self, path) -> classify.Coarse:
@@ -42,7 +42,7 @@ class ProxyCLIP:
             upsampled = F.interpolate(cosines, (bottom - top, right - left), mode="bilinear", align_corners=False)
             total[:, :, top:bottom, left:right] += upsampled
             hits[top:bottom, left:right] += 1
-        return classify.coarse(total / hits, tuple(picture.shape[1:]), method.logit_scale, self.class_index)
+        return classify.coarse(total / hits, tuple(picture.shape[1:]), method.logit_scale, self.sizes)
 
     def window(self, images: Tensor) -> Tensor:
         """[1,3,h,w] → CLIP features [1,r,c,C] on DINO's grid."""

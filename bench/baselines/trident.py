@@ -30,9 +30,9 @@ CEILING = 0.9
 class Trident:
     """Path of a picture → its coarse map, on the models that s2clip runs."""
 
-    def __init__(self, models, method: Method, text: Tensor, class_index: tuple[int, ...]) -> None:
+    def __init__(self, models, method: Method, text: Tensor, sizes: tuple[int, ...]) -> None:
         self.clip, self.vfm, self.sam, self.method = models.clip, models.vfm, models.sam, method
-        self.text, self.class_index = text, class_index
+        self.text, self.sizes = text, sizes
 
     @torch.inference_mode()
     def __call__(self, path) -> classify.Coarse:
@@ -42,7 +42,7 @@ class Trident:
         joint = F.normalize(self.clip.head(mixed.permute(1, 2, 0)), dim=-1)
         cosines = (joint @ self.text.to(joint).mT).permute(2, 0, 1)[None]
         size, scale = tuple(picture.shape[1:]), self.method.logit_scale
-        return classify.coarse(cosines, size, scale, self.class_index, embedding)
+        return classify.coarse(cosines, size, scale, self.sizes, embedding)
 
     def spliced(self, picture: Tensor) -> Tensor:
         """uint8 [3,H,W] → the windows' features, averaged on DINO's grid: [D,r,c]."""

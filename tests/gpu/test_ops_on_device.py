@@ -87,11 +87,10 @@ def test_label_and_measure_components(size, connectivity):
 @pytest.mark.parametrize("case", [run_ for run_ in RUNS if run_.values[0].op == "classify_pixels"])
 def test_classify_pixels(case, dtype):
     (logits, size), keywords = case.make(DEVICE, dtype)
-    words = torch.tensor(keywords["class_index"], device=DEVICE)
-    classes = int(words.max()) + 1
-    _, confidence = ops.classify_pixels(logits, size, **keywords)
+    words, classes = keywords["class_index"], len(keywords["sizes"])
+    _, confidence = OURS[case.op](logits, size, **keywords)
     assert_within_budget(confidence, reference.classify_pixels, logits, size, 40.0, words, classes, 0.0, 0, output=1)
-    scores = ops.class_scores(logits, size, **keywords)
+    scores = ops.class_scores(logits, size, scale=40.0, class_index=words)
     assert_within_budget(scores, reference.class_scores, logits, size, 40.0, words, classes)
 
 
