@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from s2clip.backbones.precision import check_images, resolve_device, resolve_dtype
 from s2clip.backbones.stable_diffusion import MODEL_ID, StableDiffusion, load_stable_diffusion
 from s2clip.errors import WeightsError, reject
+from s2clip.refinement.full_size import best_class
 from s2clip.refinement.scores import DenseScores, ScoreMaps
 
 LAYERS = tuple(f"up_blocks.3.attentions.{index}.transformer_blocks.0.attn1" for index in (1, 0))
@@ -184,7 +185,7 @@ def diffuse(
     """
     coarse = scores.planes(range(scores.classes), affinity.grid)
     maps = DenseScores(refine_scores(affinity, picture.float() / 255, coarse))
-    labels, confidence = maps.best((picture.shape[1], picture.shape[2]))
+    labels, confidence = best_class(maps, (picture.shape[1], picture.shape[2]))
     if background is not None:
         labels.masked_fill_(confidence < threshold, background)
     return labels, confidence, maps

@@ -9,9 +9,9 @@ With z_i the features of block i (`levels_attention`), t the rows foreground wor
 
 The zeros enter the mean too, and A multiplies from the right of s_sel [n,N], so that patch i hands its score out by row
 i of A, whose columns do not sum to 1: both as published. With `sliding_crop`, s_i is averaged with what windows give.
-A class with a height (max R_c + max out_c)/2 of at most `score_threshold` is dropped. The label is the largest v_c;
-with a background class it is that one where v stays under `Method.threshold`, or, where the threshold is 0, where
-(1 - max v)² is not smaller than max v.
+v may pass 1, which the confidence does not. A class with a height (max R_c + max out_c)/2 of at most `score_threshold`
+is dropped. The label is the largest v_c; with a background class it is that one where v stays under
+`Method.threshold`, or, where the threshold is 0, where (1 - max v)² is not smaller than max v.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from s2clip.decision import Decision
 from s2clip.errors import reject
 from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
 from s2clip.published.levels_attention import crop_features, level_features
+from s2clip.refinement.full_size import best_class, extremes
 from s2clip.refinement.scores import DenseScores
 from s2clip.values import is_real, is_whole
 from s2clip.windows import resized_size
@@ -144,7 +145,7 @@ class Cliper(Extension):
             shape = models.diffusion.refine(image, maps, threshold=self.attention_threshold)
         values = DenseScores(self.heights(maps, shape, encoded.size, keep_best=background is None))
         labels, confidence, planes = choose(values, encoded.size, classes, background, method.threshold)
-        return Decision(labels, confidence, DenseScores(planes) if with_scores else None)
+        return Decision(labels, confidence.clamp(max=1), DenseScores(planes) if with_scores else None)
 
     def pool(self, scores: Tensor, attention: Tensor) -> Tensor:
         """out [n,N] of the scores s [L,n,N], which are changed: the selected level's low entries become zeros."""
@@ -158,7 +159,7 @@ class Cliper(Extension):
         keep_best: the highest class stays in any case, as every pixel must have one.
         """
         height = (shape.flatten(1).amax(1) + maps.flatten(1).amax(1)) / 2
-        low, high = DenseScores(shape).extremes(size)
+        low, high = extremes(DenseScores(shape), size)
         factor = height / (high + EPSILON)
         values = shape * factor[:, None, None]
         if self.normalise:
@@ -191,8 +192,8 @@ def foreground_scores(
 def choose(
     values: DenseScores, size: tuple[int, int], classes: Sequence[int], background: int | None, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """v of the foreground's classes → labels [H,W], confidence [H,W] and planes [K,·,·] of all classes."""
-    first, confidence = values.best(size)
+    """v of the foreground's classes → labels [H,W], the largest value [H,W] and planes [K,·,·] of all classes."""
+    first, confidence = best_class(values, size)
     labels = torch.tensor(classes, device=first.device)[first]
     count = len(classes) + (background is not None)
     planes = values.scores.new_zeros(count, *values.scores.shape[1:])

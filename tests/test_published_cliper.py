@@ -1,0 +1,467 @@
+"""CLIPer against a dense re-statement: one block, one head and one window at a time, on no square picture."""
+
+import dataclasses
+import json
+import math
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dense import DenseBlock, softmaxed
+from small_models import HEADS, LAYERS, picture, small_clip, small_sam
+
+from s2clip import scenes
+from s2clip.encoder import Encoder
+from s2clip.methods import METHODS, RECIPES, get_method
+from s2clip.published import levels_attention
+from s2clip.published.cliper import choose, foreground_scores
+from s2clip.published.extension import Models
+from s2clip.published.levels_attention import crop_features, level_features, sharpen
+from s2clip.refinement.refiner import Refiner
+from s2clip.refinement.scores import DenseScores
+from s2clip.refinement.settings import Refinement
+from s2clip.segmenter import Segmenter
+from s2clip.text import resolve_templates
+
+PICTURE = picture(50, 75)
+SHORT = {"short_side": 40}
+SIZE, GRID, PATCH = (40, 64), (5, 8), 8  # 40x60 to the nearest multiples of 8
+SLIDING = {"extension.sliding_crop": 32, "extension.sliding_stride": 16}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return small_clip()
+
+
+def unit_rows(count, width=32, seed=0):
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def canvas(pixels=PICTURE):
+    """Bicubic with antialias, a = -0.5: what Pillow does, without rounding to 8 bits."""
+    image = pixels.double() / 255
+    return F.interpolate(image[None], SIZE, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def encode(clip, pixels=PICTURE, **fields):
+    return Encoder(Models(clip), get_method("cliper", **SHORT, **fields))([pixels])[0]
+
+
+# Features and attention
+
+
+def first_tokens(clip, image):
+    """X_0 [1+N,D] with positions resampled bilinearly by size."""
+    visual = clip.model.visual
+    patches = F.conv2d(
+        ((image - clip.mean.reshape(3, 1, 1)) / clip.std.reshape(3, 1, 1))[None], visual.conv1.weight, stride=PATCH
+    )[0]
+    grid = patches.shape[1:]
+    table = visual.positional_embedding
+    positions = table[1:].T.reshape(1, -1, *clip.native_grid)
+    positions = F.interpolate(positions, grid, mode="bilinear", align_corners=False)[0].flatten(1).T
+    tokens = torch.cat([(visual.class_embedding + table[0])[None], patches.flatten(1).T + positions])
+    return F.layer_norm(tokens, tokens.shape[1:], visual.ln_pre.weight, visual.ln_pre.bias, 1e-5), tuple(grid)
+
+
+def divided(matrix, axis):
+    return matrix / matrix.sum(axis, keepdim=True)
+
+
+def dense_levels(clip, image):
+    """(unit z_i [L][N,C], A_img [N,N], grid): the i-th feature sees i Sinkhorn steps, from the start each time."""
+    x, grid = first_tokens(clip, image)
+    inputs, summed = [], [0.0] * HEADS
+    for module in clip.blocks[:-1]:
+        block = DenseBlock(module)
+        inputs.append(block.normed(x))
+        summed = [total + attention for total, attention in zip(summed, softmaxed(block, x, "qk"), strict=True)]
+        x = block.standard(x)
+    inputs.append(x)
+    last, units = DenseBlock(clip.blocks[-1]), []
+    for steps, tokens in enumerate(inputs, start=1):
+        fused = []
+        for total in summed:
+            for _ in range(steps):
+                total = divided(divided(total, 0), 1)
+            symmetric = (total + total.T) / 2
+            fused.append(divided((symmetric - symmetric.mean(0, keepdim=True)).clamp(min=0), 1))
+        joint = clip.head(last.mix(tokens, fused)[1:])
+        units.append(joint / joint.norm(dim=1, keepdim=True))
+    return units, sum(attention[1:, 1:] for attention in fused) / HEADS, grid
+
+
+def test_levels_and_attention_agree_with_the_dense_restatement(clip):
+    encoded = encode(clip)
+    assert encoded.features.shape == (1, LAYERS, clip.embed_dim, *GRID)
+    with torch.inference_mode():
+        units, attention, grid = dense_levels(small_clip().double(), canvas())
+    assert grid == GRID
+    expected = torch.stack([unit.T.unflatten(1, GRID) for unit in units])
+    torch.testing.assert_close(encoded.features[0].double(), expected, rtol=0, atol=1e-5)
+    scale = attention.amax()
+    torch.testing.assert_close(encoded.extra["attention"][0].double() / scale, attention / scale, rtol=0, atol=1e-5)
+    assert attention.amax() > 3 * attention.mean()  # no flat map, which would agree with anything
+
+
+def test_groups_of_heads_change_nothing(clip, monkeypatch):
+    images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = level_features(clip, images)
+        monkeypatch.setattr(levels_attention, "GROUP", 1)
+        for part, whole in zip(level_features(clip, images), together, strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_maps_of_all_blocks_are_never_held(clip):
+    """Their sum, and up to three arrays of its size at work: not the five blocks' maps beside each other."""
+    block, alive, most = HEADS * 401 * 401 * 4, [], 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal most
+            output = function(*arguments, **(keywords or {}))
+            if isinstance(output, torch.Tensor) and output.untyped_storage().nbytes() == block:
+                alive.append(weakref.ref(output))
+            held = {one.untyped_storage().data_ptr() for one in (known() for known in alive) if one is not None}
+            most = max(most, len(held))
+            return output
+
+    with torch.inference_mode(), Watch():
+        level_features(clip, torch.rand(1, 3, 160, 160))
+    assert 2 <= most <= 4
+
+
+def test_rows_that_are_cut_to_zeros_keep_their_token():
+    flat = torch.full((2, 5, 5), 0.2)
+    torch.testing.assert_close(sharpen(flat), torch.eye(5).expand(2, -1, -1))
+
+
+# Windows
+
+
+def dense_sliding(clip, image, rows, scale, crop=32, stride=16):
+    """Logits [L,R,N] of overlapping windows: pasted, averaged, times the pasted, averaged, row-divided attention."""
+    height, width = image.shape[1:]
+    cells = torch.arange(GRID[0] * GRID[1]).view(GRID)
+    logits = torch.zeros(LAYERS, len(rows), cells.numel(), dtype=image.dtype)
+    attention = torch.zeros(cells.numel(), cells.numel(), dtype=image.dtype)
+    hits, pair_hits = torch.zeros(cells.numel()), torch.zeros_like(attention)
+    for top in sorted({min(t, height - crop) for t in range(0, height - crop + stride, stride)}):
+        for left in sorted({min(x, width - crop) for x in range(0, width - crop + stride, stride)}):
+            units, own, _ = dense_levels(clip, image[:, top : top + crop, left : left + crop])
+            places = [
+                int(cells[top // PATCH + row, left // PATCH + column])
+                for row in range(crop // PATCH)
+                for column in range(crop // PATCH)
+            ]
+            for i, place in enumerate(places):
+                for level, unit in enumerate(units):
+                    logits[level, :, place] += scale * rows @ unit[i]
+                hits[place] += 1
+                for j, other in enumerate(places):
+                    attention[place, other] += own[i, j]
+                    pair_hits[place, other] += 1
+    attention = divided(torch.where(pair_hits > 0, attention / pair_hits, attention), 1)
+    return (logits / hits) @ attention
+
+
+def test_windows_need_multiples_of_the_patch(clip):
+    with pytest.raises(ValueError, match="sliding_stride: expected a multiple of 8, the patch of small, received 12"):
+        crop_features(clip, torch.rand(3, *SIZE), 32, 12, 8)
+
+
+def test_batches_of_windows_change_nothing(clip):
+    image = canvas().float()
+    with torch.inference_mode():
+        one, many = (crop_features(clip, image, 32, 16, size) for size in (1, 4))
+    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-6)
+
+
+# The decision
+
+
+def dense_rows(text, foreground):
+    others = [row for row in range(len(text)) if row not in foreground]
+    words = text[foreground]
+    return torch.cat([words, text[others], F.normalize(words.mean(0, keepdim=True), dim=1)])
+
+
+def dense_out(clip, pixels, text, foreground, *, scale, level, cut, sliding):
+    """out [n,h,w] of the classes whose single word has a row in `foreground`."""
+    units, attention, _ = dense_levels(clip, canvas(pixels))
+    rows = dense_rows(text, foreground)
+    kept = [torch.softmax(scale * rows @ unit.T, 0)[: len(foreground)] for unit in units]
+    if sliding:
+        logits = dense_sliding(clip, canvas(pixels), rows, scale)
+        kept = [0.5 * s + 0.5 * torch.softmax(own, 0)[: len(foreground)] for s, own in zip(kept, logits, strict=True)]
+    chosen = kept[level]
+    for row in chosen:  # in place: the mean below sees the zeros
+        row[row < cut * row.max()] = 0
+    out = torch.zeros_like(chosen)
+    for patch, weights in enumerate(attention):
+        out += chosen[:, patch : patch + 1] * weights[None]
+    return (out + sum(kept) / len(kept)).unflatten(1, GRID)
+
+
+def dense_decision(out, refined, size, classes, background, *, threshold, score_threshold, normalise):
+    """(labels, largest value) by 10.6, all classes at full size."""
+    best = torch.full(size, -1.0, dtype=out.dtype)
+    labels = torch.full(size, -1)
+    for index, own, shape in zip(classes, out, refined, strict=True):
+        score = 0.5 * float(shape.max()) + 0.5 * float(own.max())
+        if score <= score_threshold:
+            continue
+        plane = F.interpolate(shape[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        plane = plane / (plane.max() + 1e-5) * score
+        if normalise:
+            plane = (plane - plane.min()) / (plane.max() - plane.min())
+        labels = torch.where(plane > best, index, labels)
+        best = torch.maximum(plane, best)
+    if background is not None and threshold > 0:
+        labels = torch.where(best < threshold, background, labels)
+    elif background is not None:
+        labels = torch.where((1 - best) ** 2 >= best, background, labels)
+    return labels, best
+
+
+class ShiftAffinity:
+    """Stands for Stable Diffusion: a fixed matrix on a grid of 6x6, and what it was asked."""
+
+    def __init__(self):
+        self.matrix = torch.rand(36, 36, generator=torch.Generator().manual_seed(5)) / 18
+        self.asked = []
+        self.described = {"diffusion": "stub"}
+
+    def refine(self, image, scores, *, threshold=None):
+        self.asked.append((image, threshold))
+        columns = F.interpolate(scores[None], (6, 6), mode="bilinear", align_corners=False)[0].flatten(1)
+        return (columns @ self.matrix.T.to(columns)).unflatten(1, (6, 6))
+
+
+CASES = {
+    "as published without background": {},
+    "background competes": {"background": 1, "extension.normalise": True},
+    "as VOC21": {
+        "background": 0,
+        "threshold": 0.35,
+        "extension.score_threshold": 0.3,
+        "extension.normalise": True,
+        "extension.background_words": ("ground", "lake"),
+    },
+    "the level before the last": {"extension.level": -2, "extension.attention_threshold": 0.6, "logit_scale": 40.0},
+    "windows": SLIDING,
+    "Stable Diffusion": {"extension.stable_diffusion": True, "background": 2, "threshold": 0.85},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_dense_restatement(name, clip):
+    fields = dict(CASES[name])
+    background = fields.pop("background", None)
+    method = get_method("cliper", **SHORT, **fields)
+    extension = method.extension
+    count, extra = 4, len(extension.extra_words)
+    text = unit_rows(count + extra)
+    classes = [index for index in range(count) if index != background]
+    affinity = ShiftAffinity() if extension.stable_diffusion else None
+    models = Models(clip, diffusion=affinity)
+    encoded = Encoder(models, method)([PICTURE])[0]
+    with torch.inference_mode():
+        decision = extension.decide(encoded, text, tuple(range(count)), background, models, method, with_scores=True)
+        out = dense_out(
+            small_clip().double(),
+            PICTURE,
+            text.double(),
+            classes,
+            scale=method.logit_scale,
+            level=extension.level,
+            cut=extension.attention_threshold,
+            sliding=extension.sliding_crop is not None,
+        )
+    refined = out if affinity is None else affinity.refine(None, out)
+    settings = {"score_threshold": extension.score_threshold, "normalise": extension.normalise}
+    labels, best = dense_decision(
+        out, refined, encoded.size, classes, background, threshold=method.threshold, **settings
+    )
+    shown = (1 - best) ** 2 if background is not None and method.threshold == 0 else torch.zeros_like(best)
+    confidence = torch.maximum(best, shown).clamp(max=1)
+    torch.testing.assert_close(decision.confidence.double(), confidence, rtol=1e-5, atol=1e-5)
+    assert (decision.labels == labels).float().mean() > 0.999  # but for ties in the last bit
+    chosen = set(decision.labels.unique().tolist())
+    assert len(chosen) > 1
+    assert background is None or background in chosen
+    planes = decision.scores.planes(range(count), encoded.size)
+    torch.testing.assert_close(planes[classes].amax(0).double(), best.clamp(min=0), rtol=1e-4, atol=1e-5)
+    if affinity is not None:
+        image, threshold = affinity.asked[0]
+        assert threshold == extension.attention_threshold
+        assert torch.equal(image, PICTURE / 255)
+
+
+def test_words_of_a_class_take_its_best(clip):
+    """Two words of class 0 and the background's in the middle; each softmax is over all words and the mean."""
+    text = unit_rows(5)
+    features = unit_rows(6, seed=1).T[None]
+    scores = foreground_scores(features, text, (0, 0, 1, 2), 1, 10.0)
+    rows = [*text[[0, 1, 3]], *text[[2, 4]], text[[0, 1, 3]].mean(0) / text[[0, 1, 3]].mean(0).norm()]
+    shares = torch.softmax(10.0 * torch.stack(rows) @ features[0], 0)
+    torch.testing.assert_close(scores[0], torch.stack([torch.maximum(shares[0], shares[1]), shares[2]]))
+
+
+def test_a_pixel_without_background_always_has_a_class():
+    """Every class under the score threshold: the highest stays where no background can take its place."""
+    method = get_method("cliper", **{"extension.score_threshold": 1.0})
+    maps = (
+        torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.3, 0.9, 0.5])[:, None, None]
+    )
+    kept = method.extension.heights(maps, maps, (8, 10), keep_best=True)
+    assert [bool(plane.any()) for plane in kept] == [False, True, False]
+    dropped = method.extension.heights(maps, maps, (8, 10), keep_best=False)
+    assert not dropped.any()
+    labels, confidence, planes = choose(DenseScores(dropped), (8, 10), [0, 2, 3], 1, 0.5)
+    assert (labels == 1).all()
+    assert not confidence.any()
+    assert planes.shape == (4, 4, 5)
+    assert (planes[1] == 1).all()
+
+
+def test_a_flat_map_is_no_nan_when_stretched():
+    method = get_method("cliper", **{"extension.normalise": True})
+    flat = torch.full((2, 4, 5), 0.25)
+    assert method.extension.heights(flat, flat, (8, 10), keep_best=True).isfinite().all()
+
+
+# In the pipeline
+
+
+@pytest.fixture
+def segmenter(clip):
+    return Segmenter(clip, method=get_method("cliper", **SHORT))
+
+
+def test_a_picture_does_not_depend_on_its_company(clip):
+    method = get_method("cliper", **SHORT, **SLIDING)
+    pictures = [picture(50, 75, 1), picture(50, 75, 2), picture(70, 41, 3)]
+    encoder = Encoder(Models(clip), method, mix_pictures=True)
+    for pixels, together in zip(pictures, encoder(pictures), strict=True):
+        alone = encoder([pixels])[0]
+        torch.testing.assert_close(together.features, alone.features, rtol=1e-5, atol=1e-5)
+        for name in ("attention", "crops"):
+            torch.testing.assert_close(together.extra[name], alone.extra[name], rtol=1e-5, atol=1e-5)
+
+
+def test_background_words_are_rows_and_no_class(clip):
+    words = ("ground", "lake")
+    method = get_method("cliper", **SHORT, **{"extension.background_words": words})
+    plain = Segmenter(clip, method=get_method("cliper", **SHORT)).set_classes(["sky", "tree", "house"])
+    segmenter = Segmenter(clip, method=method).set_classes(["sky", "tree", "house"])
+    result = segmenter(PICTURE)
+    assert result.classes == ("sky", "tree", "house")
+    assert int(result.segmentation.max()) < 3
+    assert not torch.equal(result.confidence, plain(PICTURE).confidence)
+
+
+def test_a_class_among_the_background_words_is_refused(clip):
+    method = get_method("cliper", **{"extension.background_words": ("ground", "Tree")})
+    with pytest.raises(ValueError, match="classes: expected every name once, received 'Tree'"):
+        Segmenter(clip, method=method).set_classes(["sky", "tree"])
+
+
+def test_a_background_alone_is_refused(segmenter):
+    segmenter.set_classes(["background"], background=0)
+    with pytest.raises(ValueError, match="classes: expected one beside the background, received none"):
+        segmenter(PICTURE)
+
+
+def test_a_level_the_model_does_not_have_is_refused(clip):
+    segmenter = Segmenter(clip, method=get_method("cliper", **SHORT, **{"extension.level": -7})).set_classes(
+        "sky, tree"
+    )
+    with pytest.raises(ValueError, match=r"Cliper\.level: expected -1 to -6 for this model, received -7"):
+        segmenter(PICTURE)
+
+
+def test_stable_diffusion_must_be_there(clip):
+    method = get_method("cliper", **{"extension.stable_diffusion": True})
+    with pytest.raises(ValueError, match="diffusion: expected a DiffusionAffinity for method cliper"):
+        Segmenter(clip, method=method)
+
+
+def test_the_refinement_leaves_the_smoothing_to_the_method(clip):
+    """refine="sam+sd": one pass of the affinity, before the thresholds, and SAM on what came out."""
+    affinity = ShiftAffinity()
+    refiner = Refiner(
+        small_sam(), Refinement(minimal_area=4, sam_iou_threshold=-10.0), refine="sam+sd", diffusion=affinity
+    )
+    segmenter = Segmenter(clip, refiner=refiner, method=get_method("cliper", **SHORT)).set_classes("sky, tree, house")
+    result = segmenter(PICTURE)
+    assert len(affinity.asked) == 1
+    assert len(result.refined.accepted) > 0
+
+
+def test_run_json_names_the_extension(segmenter):
+    settings = json.loads(json.dumps(segmenter.settings))
+    assert settings["method"]["extension"]["kind"] == "cliper"
+    assert settings["method"]["extension"]["background_words"] == []
+
+
+def test_a_models_recipe_leaves_the_whole_picture():
+    """The method relies on having no windows of its own; the size of the picture is the recipe's."""
+    adapted = RECIPES["tiny"].adapt(METHODS["cliper"])
+    assert adapted.crop is None
+    assert adapted.short_side == RECIPES["tiny"].short_side
+
+
+def test_templates():
+    templates = resolve_templates("cliper15")
+    assert len(templates) == len(set(templates)) == 15
+    assert all(template.count("{}") == 1 for template in templates)
+    assert "This is a photo of a medium {}." in templates
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_threshold", 1.5),
+        ("score_threshold", -0.1),
+        ("score_threshold", math.nan),
+        ("level", 0),
+        ("level", -1.0),
+        ("normalise", None),
+        ("background_words", "sky, tree"),
+        ("background_words", ("sky", " ")),
+        ("sliding_crop", 0),
+        ("sliding_stride", 0),
+        ("stable_diffusion", "yes"),
+    ],
+)
+def test_wrong_settings_name_field_and_value(field, value):
+    with pytest.raises(ValueError, match=rf"Cliper\.{field}: expected .*, received ") as caught:
+        get_method("cliper", **{f"extension.{field}": value})
+    assert repr(value) in str(caught.value)
+
+
+def test_a_stride_beyond_the_crop_is_refused():
+    with pytest.raises(ValueError, match=r"Cliper\.sliding_stride: expected .* at most the crop, 64, received 112"):
+        get_method("cliper", **{"extension.sliding_crop": 64})
+
+
+@pytest.mark.parametrize(("field", "value"), [("merge", "splice"), ("crop", 224), ("area_threshold", 0.1)])
+def test_fields_that_would_do_nothing_cannot_be_changed(field, value):
+    with pytest.raises(ValueError, match=rf"Method\.{field}: expected .* for cliper, received "):
+        dataclasses.replace(METHODS["cliper"], **{field: value})
+
+
+def test_on_scenes():
+    """The embedded models, with windows of the size they were trained at: most pixels right."""
+    windows = {"extension.sliding_crop": 64, "extension.sliding_stride": 32}
+    segmenter = Segmenter.from_pretrained("tiny", method="cliper", **windows).set_classes(scenes.CLASSES)
+    right = total = 0
+    for seed in range(3):
+        pixels, labels = scenes.generate(seed)
+        right += int((segmenter(pixels).segmentation.numpy() == labels).sum())
+        total += labels.size
+    assert right > 0.5 * total
