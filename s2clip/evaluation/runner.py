@@ -9,6 +9,7 @@ Reading runs ahead of the device in threads, writing behind it in one; what the 
 models is the metric.
 """
 
+import os
 import sys
 import time
 from collections import deque
@@ -44,7 +45,7 @@ MIB = 1024 * 1024
 def evaluate_dataset(
     answers: Any,
     dataset: Any,
-    output: Path,
+    output: str | os.PathLike,
     *,
     limit: int | None = None,
     resume: bool = False,
@@ -83,7 +84,7 @@ def evaluate_dataset(
     prompts = answers.settings.get("prompts", dataset.classes)
     if len(prompts) != len(dataset.classes):
         reject("prompts", f"one entry for each of the {len(dataset.classes)} classes of {dataset.name}", len(prompts))
-    writable_folder(output)
+    output = writable_folder(output)
     described = protocol.describe(dataset, answers.settings, batch_size=batch_size, source=source)
     protocol.settle(output, described)
     part = shard or ranks.rank_of_torchrun() or ranks.WHOLE
