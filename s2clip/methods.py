@@ -343,7 +343,6 @@ METHODS: dict[str, Method] = {
             name="scclip",
             source="SC-CLIP (Bai et al. 2024), SuleBai/SC-CLIP 0417ba9; ViT-L/14 settings of its 74471da and issue 5",
             terms=("kk",),
-            beta=1.0,
             crop=224,
             merge="pixel",
             extension=ScClip(),

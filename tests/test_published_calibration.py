@@ -81,8 +81,7 @@ def test_methods_differ(clips, images):
         ("scclip", {"extension.neighbors": 2}),
         ("scclip", {"extension.contamination": 0.5}),
         ("scclip", {"terms": ("qq",)}),
-        ("scclip", {"beta": 0.2}),
-        ("scclip", {"gamma": 30.0}),
+        ("scclip", {"extension.sharpness": 30.0}),
     ],
     ids=str,
 )
@@ -164,6 +163,7 @@ def test_segments_scenes_with_the_embedded_model(name):
         *[(ScClip, "blocks", value) for value in ((1, 2, 3), (1, 2, 4, 3), (0, 1, 1, 2), 5)],
         (ScClip, "residual_cls", math.nan),
         (ScClip, "similarity_threshold", None),
+        (ScClip, "sharpness", 0),
         (ScClip, "anomalies", "LOF"),
         *[(ScClip, "neighbors", value) for value in (0, 2.0)],
         *[(ScClip, "contamination", value) for value in (-0.1, 1.1)],
@@ -177,7 +177,7 @@ def test_wrong_settings_name_field_and_value(extension, field, value):
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("gem", "terms", ("qq",)), ("clipsurgery", "residual", True), ("scclip", "vfm_weight", 1.0), ("gem", "mu", 0.5)],
+    [("gem", "terms", ("qq",)), ("clipsurgery", "residual", True), ("scclip", "gamma", 15.0), ("gem", "mu", 0.5)],
 )
 def test_fields_that_would_be_ignored_are_refused(name, field, value):
     with pytest.raises(ValueError, match=rf"Method\.{field}: expected .* for {name}, received"):

@@ -59,7 +59,7 @@ PUBLISHED_BLOCKS = {12: Blocks(9, 4, 4, 10), 24: Blocks(17, 7, 9, 19)}
 
 @dataclass(frozen=True, kw_only=True)
 class ScClip(Extension):
-    """`Method.beta` and `gamma` cut and sharpen the similarities in B (1 and 3), `terms` is its attention ("kk",)."""
+    """SC-CLIP; `Method.terms` and `weights` are those of the attention beside the similarities in B, ("kk",)."""
 
     kind: str = field(default="scclip", init=False)
 
@@ -69,6 +69,8 @@ class ScClip(Extension):
     """[ρ, res_cls] weight of the CLS tokens; None: 0.3, or 0.1 from 24 blocks on, as published."""
     similarity_threshold: float = 0.4
     """[s, sim_threshold] similarities below count as 0 in the aggregations."""
+    sharpness: float = 3.0
+    """> 0: factor of S − mean S in B."""
     anomalies: str = "lof"
     """"lof", the neighbourhood score of the current code; "l2norm", largest norms, of its first commit; or "none"."""
     neighbors: int = 30
@@ -77,7 +79,7 @@ class ScClip(Extension):
     """[lof_contamination] 0..1: share of patches that are anomalous."""
 
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {name: value for name, value in OWN_LAST_BLOCK.items() if name not in ("terms", "weights", "beta", "gamma")}
+        {name: value for name, value in OWN_LAST_BLOCK.items() if name not in ("terms", "weights")}
     )
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class ScClip(Extension):
         )
         self._require(rho is None or is_real(rho), "residual_cls", "None or a number")
         self._require(is_real(self.similarity_threshold), "similarity_threshold", "a number")
+        self._require(is_real(self.sharpness) and self.sharpness > 0, "sharpness", "a number > 0")
         self._require(self.anomalies in ANOMALIES, "anomalies", f"one of {', '.join(ANOMALIES)}")
         self._require(is_whole(self.neighbors) and self.neighbors >= 1, "neighbors", "a whole number >= 1")
         self._require(is_real(share) and 0 <= share <= 1, "contamination", "a number in 0..1")
@@ -121,7 +124,7 @@ class ScClip(Extension):
         with watch("recombination"):
             levels = sum(states[block] for block in range(blocks.first, blocks.last + 1))
             maps = similar.unflatten(1, grid)
-            mixed = _special_block(value, maps, clip, method) + _special_block(levels[:, 1:], maps, clip, method)
+            mixed = sum(self._special_block(patches, maps, clip, method) for patches in (value, levels[:, 1:]))
             mixed = mixed + rho * (states[-1][:, :1] + levels[:, :1])
         with watch("affinity"):
             mixed = aggregate(states[blocks.late][:, 1:], mixed, self.similarity_threshold)
@@ -137,6 +140,18 @@ class ScClip(Extension):
                 strange = largest_norms(value, self.contamination)
             value, similar = (repair(patches, strange, grid) for patches in (value, similar))
         return aggregate(similar, value, self.similarity_threshold), similar
+
+    def _special_block(self, patches: Tensor, similar: Tensor, clip: CLIPBackbone, method: Method) -> Tensor:
+        """B of patches [B,N,D], with the similarities of the maps [B,h,w,D] → [B,N,D].
+
+        The affinity is one for all heads and has rows of sum 1, so W_o comes before it.
+        """
+        query, key, value = clip.project_qkv(patches)
+        projected = clip.project_attention(value).unflatten(1, similar.shape[1:3])
+        maps = similar.to(projected.dtype)
+        by_similarity = ops.affinity_attention(maps, projected, beta=1.0, gamma=self.sharpness).flatten(1, 2)
+        by_terms = ops.recombined_attention(query, key, value, terms=method.terms, weights=method.weights)
+        return (by_similarity + clip.project_attention(by_terms)) / 2
 
 
 def strange_neighbourhoods(patches: Tensor, neighbors: int, contamination: float) -> Tensor:
@@ -187,16 +202,3 @@ def aggregate(features: Tensor, value: Tensor, threshold: float) -> Tensor:
         weights = similarity / (similarity.sum(1, keepdim=True) + 1e-6)
         output[index] = weights @ patches.to(weights.dtype)
     return output
-
-
-def _special_block(patches: Tensor, similar: Tensor, clip: CLIPBackbone, method: Method) -> Tensor:
-    """B of patches [B,N,D], with the similarities of the maps [B,h,w,D] → [B,N,D].
-
-    The affinity is one for all heads and has rows of sum 1, so W_o comes before it.
-    """
-    query, key, value = clip.project_qkv(patches)
-    projected = clip.project_attention(value).unflatten(1, similar.shape[1:3])
-    maps = similar.to(projected.dtype)
-    by_similarity = ops.affinity_attention(maps, projected, beta=method.beta, gamma=method.gamma).flatten(1, 2)
-    by_terms = ops.recombined_attention(query, key, value, terms=method.terms, weights=method.weights)
-    return (by_similarity + clip.project_attention(by_terms)) / 2
