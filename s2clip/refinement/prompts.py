@@ -97,8 +97,8 @@ def drop_regions(labels: Tensor, class_map: Tensor, allowed: Tensor, minimal_are
     number of regions per class, int64 [K], on the device.
     """
     classes = len(allowed)
-    # There are at most as many labels as pixels (or classes): known without asking the device.
-    slots = max(labels.numel(), classes) + 1
+    # A device is not asked: there are at most as many labels as pixels (or classes).
+    slots = 1 + (int(labels.max()) if labels.device.type == "cpu" else max(labels.numel(), classes))
     pixels = labels.flatten().long()
     area = torch.zeros(slots, dtype=torch.int32, device=pixels.device)
     area.scatter_add_(0, pixels, torch.ones_like(area[:1]).expand_as(pixels))

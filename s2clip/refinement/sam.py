@@ -75,7 +75,7 @@ def refine(
         features = torch.cat([embedding.features for embedding in embeddings])
         logits, predicted_iou = decode(sam, features, together, faithful=settings.faithful)
         del together, features
-        accepted = (predicted_iou > settings.sam_iou_threshold) & logits.isfinite().flatten(1).all(1)
+        accepted = (predicted_iou > settings.sam_iou_threshold) & logits.flatten(1).sum(1).isfinite()
         logits = torch.where(accepted[:, None, None], logits, NEVER)
     refined = []
     with watch("merge"):
@@ -129,7 +129,7 @@ def merge(
             if index in position
             for _ in range(count)
         ]
-        rows = torch.tensor(rows).to(coarse.device, non_blocking=True)
+        rows = torch.tensor(rows, dtype=torch.int64).to(coarse.device, non_blocking=True)
         labels, score = ops.merge_masks(
             logits[first : first + len(rows)],
             rows,
@@ -140,12 +140,15 @@ def merge(
             padded_size=frame,
         )
         first += len(rows)
-        names = torch.tensor(group, dtype=torch.int32).to(coarse.device, non_blocking=True)
-        names = names.index_select(0, labels.clamp_(0, len(group) - 1).flatten()).view(coarse.shape)
-        quality = score[0].to(best.dtype)
-        torch.where(quality > best, names, merged, out=merged)
-        torch.where(quality > best, quality, best, out=best)  # not the maximum: NaN never wins
-        del planes, labels, score, quality, names  # 42 MB that the making of the next planes can use
+        del planes  # 16 MB that what follows can use
+        labels, quality = labels[0], score[0].to(best.dtype)
+        if list(group) != list(range(len(group))):
+            names = torch.tensor(group, dtype=torch.int32).to(coarse.device, non_blocking=True)
+            labels = names.index_select(0, labels.clamp_(0, len(group) - 1).flatten()).view(coarse.shape)
+        better = quality > best
+        torch.where(better, labels, merged, out=merged)
+        torch.where(better, quality, best, out=best)  # not the maximum: NaN never wins
+        del labels, score, quality, better  # 18 MB that the making of the next planes can use
     return merged, best
 
 

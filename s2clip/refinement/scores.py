@@ -41,7 +41,8 @@ class ScoreMaps:
 
         Every class that is asked for is in one group; a group may hold others too.
         """
-        for group in self.chunks(classes, self.fine_size):
+        rows, columns = self.fine_size
+        for group in self.chunks(classes, (-(-rows // 2), columns)):  # twice the elements: each group costs full maps
             yield group, self.planes(group, self.fine_size)
 
     def whole(self, size: tuple[int, int]) -> Tensor:
@@ -63,30 +64,10 @@ class ScoreMaps:
         peaks = []
         for group in self.chunks(range(self.classes), self.largest(size)):
             planes = self.planes(group, size)
-            best = torch.maximum(best, planes.amax(0))
+            torch.maximum(best, planes.amax(0) if len(group) > 1 else planes[0], out=best)
             peaks.append(planes.flatten(1).amax(1))
-            position = class_map.long() - group[0]
-            inside = (position >= 0) & (position < len(group))
-            own = torch.where(inside, planes.gather(0, position.where(inside, 0)[None])[0], own)
+            _take_own(own, planes, class_map, group[0])
         return Summary(best, own, torch.cat(peaks))
-
-    def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(the first class of the largest P_c at `size`, int64; that P_c), each [H,W], a few planes at a time."""
-        confidence = torch.full(size, float("-inf"), device=self.device)
-        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        for group in self.chunks(range(self.classes), size):
-            planes = self.planes(group, size)
-            first = planes.argmax(0)
-            largest = planes.gather(0, first[None])[0]
-            better = largest > confidence
-            labels, confidence = torch.where(better, first + group[0], labels), torch.where(better, largest, confidence)
-        return labels, confidence
-
-    def extremes(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(smallest, largest) of each P_c at `size`, [K] each, a few planes at a time."""
-        groups = self.chunks(range(self.classes), size)
-        low, high = zip(*(self.planes(group, size).flatten(1).aminmax(dim=1) for group in groups), strict=True)
-        return torch.cat(low), torch.cat(high)
 
     def largest(self, size: tuple[int, int]) -> tuple[int, int]:
         """The largest plane that making one at `size` holds."""
@@ -115,10 +96,9 @@ class DenseScores(ScoreMaps):
         return self.summary(labels).own
 
     def fine(self, classes: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Neighbours as views, which cost nothing but a byte per value where they are looked through: 8 to a group."""
-        for ids in self.chunks(range(self.classes), (self.fine_size[0], -(-self.fine_size[1] // 8))):
-            if any(index in ids for index in classes):
-                yield ids, self.scores[ids[0] : ids[-1] + 1]
+        """All at once, as they are there anyway."""
+        if classes:
+            yield range(self.classes), self.scores
 
     def largest(self, size: tuple[int, int]) -> tuple[int, int]:
         return max(tuple(size), self.fine_size, key=lambda sides: sides[0] * sides[1])
@@ -133,40 +113,87 @@ class LogitScores(ScoreMaps):
 
     def __init__(self, logits: Tensor, scale: float, class_index: Sequence[int], size: tuple[int, int]) -> None:
         """logits [Q,h,w]; size: (H,W) of the picture."""
-        self.logits, self.scale, self.class_index = logits.float(), scale, tuple(class_index)
+        self.logits, self.class_index = logits.float() * scale, tuple(class_index)
         self.classes = max(class_index) + 1
         self.device = logits.device
         self.fine_size = half_size(size)
         self._normaliser: dict[tuple[int, int], Tensor] = {}
 
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
+        log_sum = self._log_sum(size)
         position = {index: row for row, index in enumerate(classes)}
         words = [word for word, index in enumerate(self.class_index) if index in position]
         rows = [position[self.class_index[word]] for word in words]
-        if rows == list(range(len(classes))):
-            return self._probability(words, size)
         planes = self.logits.new_zeros(len(classes), *size)
-        for group in self.chunks(list(zip(words, rows, strict=True)), size):
-            probability = self._probability([word for word, _ in group], size)
-            for plane, (_, row) in zip(probability, group, strict=True):
-                torch.maximum(planes[row], plane, out=planes[row])
+        for strip in self._strips(len(words), size):
+            probability = (self._upsampled(words, size, strip) - log_sum[strip]).exp_()
+            _merge_words(probability, rows, planes[:, strip])
         return planes
 
-    def _probability(self, words: Sequence[int], size: tuple[int, int]) -> Tensor:
-        return (self._scaled(words, size) - self._log_sum(size)).exp_()
+    def summary(self, class_map: Tensor) -> Summary:
+        size = (class_map.shape[0], class_map.shape[1])
+        words = range(len(self.logits))
+        best, log_sum = torch.empty(2, *size, device=self.device)
+        own = torch.zeros(size, device=self.device)
+        peak = torch.zeros(self.classes, device=self.device)
+        for strip in self._strips(len(words), size):
+            scaled = self._upsampled(words, size, strip)
+            torch.logsumexp(scaled, 0, out=log_sum[strip])
+            planes = _merge_words(scaled.sub_(log_sum[strip]).exp_(), self.class_index)
+            torch.amax(planes, 0, out=best[strip])
+            torch.maximum(peak, planes.amax((1, 2)), out=peak)
+            _take_own(own[strip], planes, class_map[strip], 0)
+        self._normaliser[size] = log_sum
+        return Summary(best, own, peak)
 
-    def _scaled(self, words: Sequence[int], size: tuple[int, int]) -> Tensor:
+    def _strips(self, words: int, size: tuple[int, int]) -> Iterator[slice]:
+        """Rows for which the planes of so many words hold `CHUNK` elements, or fit a core's cache."""
+        step = max(1, CHUNK // (1 if self.device.type == "cuda" else 8) // max(words * size[1], 1))
+        for start in range(0, size[0], step):
+            yield slice(start, min(start + step, size[0]))
+
+    def _upsampled(self, words: Sequence[int], size: tuple[int, int], rows: slice) -> Tensor:
+        """Rows of scale·logits resized to `size`, bilinear: [n,r,W]."""
         chosen = self.logits[list(words)] if len(words) < len(self.logits) else self.logits
-        return F.interpolate(chosen[None], size, mode="bilinear", align_corners=False)[0].mul_(self.scale)
+        last = chosen.shape[1] - 1
+        source = torch.arange(rows.start, rows.stop, device=self.device, dtype=torch.float32)
+        source = ((source + 0.5) * ((last + 1) / size[0]) - 0.5).clamp_(0, last)
+        above = source.long()
+        upper, lower = chosen.index_select(1, above), chosen.index_select(1, (above + 1).clamp_(max=last))
+        stretched = upper.lerp_(lower, (source - above)[:, None])
+        return F.interpolate(stretched, size[1], mode="linear", align_corners=False)
 
     def _log_sum(self, size: tuple[int, int]) -> Tensor:
         size = tuple(size)
         if size not in self._normaliser:
-            total = torch.full(size, float("-inf"), device=self.device)
-            for words in self.chunks(range(len(self.logits)), size):
-                total = torch.logaddexp(total, self._scaled(words, size).logsumexp(0))
+            words, total = range(len(self.logits)), torch.empty(size, device=self.device)
+            for strip in self._strips(len(words), size):
+                torch.logsumexp(self._upsampled(words, size, strip), 0, out=total[strip])
             self._normaliser[size] = total
         return self._normaliser[size]
+
+
+def _merge_words(probability: Tensor, rows: Sequence[int], planes: Tensor | None = None) -> Tensor:
+    """planes[rows[q]] = max over q of probability[q], into `planes`, which are zero, if there are any."""
+    if planes is None:
+        if list(rows) == list(range(len(rows))):
+            return probability
+        planes = probability.new_zeros(max(rows) + 1, *probability.shape[1:])
+    elif list(rows) == list(range(len(rows))):
+        return planes.copy_(probability)
+    for one, row in zip(probability, rows, strict=True):
+        torch.maximum(planes[row], one, out=planes[row])
+    return planes
+
+
+def _take_own(own: Tensor, planes: Tensor, class_map: Tensor, first: int) -> None:
+    """own[y,x] = planes[c − first, y, x] where the class c at (y,x) has a plane."""
+    if len(planes) == 1:  # comparing is a few passes less
+        torch.where(class_map == first, planes[0], own, out=own)
+        return
+    position = class_map.long() - first
+    inside = (position >= 0) & (position < len(planes))
+    torch.where(inside, planes.gather(0, position.where(inside, 0)[None])[0], own, out=own)
 
 
 def half_size(size: Sequence[int]) -> tuple[int, int]:

@@ -92,8 +92,9 @@ def _refine_one(
         one_hot = small_labels[None] == torch.arange(maps.classes, device=device)[:, None, None]
         found = split_regions(one_hot.cpu(), small.cpu().float(), settings)
 
-    full = F.interpolate(maps.whole(maps.fine_size)[None].float(), size, mode="bilinear", align_corners=False)[0]
-    quality = torch.zeros_like(full)
+    with watch("merge"):
+        full = F.interpolate(maps.whole(maps.fine_size)[None].float(), size, mode="bilinear", align_corners=False)[0]
+        quality = torch.zeros_like(full)
     failed = torch.zeros(half, dtype=torch.bool)
     rows: list[tuple[Tensor, ...]] = []
     for index, (regions, boxes, means, points) in enumerate(found):
