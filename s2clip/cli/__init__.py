@@ -16,6 +16,7 @@ from s2clip.cli.evaluate import evaluate
 from s2clip.cli.merge import merge
 from s2clip.cli.program import Program
 from s2clip.cli.segment import segment
+from s2clip.cli.table import table
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,5 +25,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, demo, evaluate, merge, check_data, convert, doctor, analyze):
+for command in (segment, demo, evaluate, merge, table, check_data, convert, doctor, analyze):
     main.add_command(command)

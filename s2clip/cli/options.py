@@ -42,6 +42,12 @@ def loading_options(command: Callable) -> Callable:
     return decorated(gathered(command, "model_settings", _LOADING), [_MODELS[name] for name in _LOADING])
 
 
+def placing_options(command: Callable) -> Callable:
+    """Where models that have a name already are taken from and put, as one dictionary `model_settings`."""
+    names = [name for name in _LOADING if name != "model"]
+    return decorated(gathered(command, "model_settings", names), [_MODELS[name] for name in names])
+
+
 def gathered(command: Callable, name: str, names: Iterable[str]) -> Callable:
     """The command with these arguments handed to it as one dictionary under `name`."""
     names = tuple(names)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from s2clip.errors import reject
-from s2clip.evaluation.benchmarks import benchmark, resolve_name
+from s2clip.evaluation.benchmarks import Prompts, benchmark, resolve_name
 from s2clip.methods import RECIPES, Method, get_method
 
 if TYPE_CHECKING:
     from s2clip.segmenter import Segmenter
 
+BASE = "ViT-B-16"
 GEOMETRY = ("short_side", "crop", "stride")
 
 
@@ -27,14 +28,13 @@ class Preset:
     """One method on one data set.
 
     fields: of `Method`, "extension.x" of its extension. refine: fields of `Refinement`. prompts: one entry per class,
-    "a; b" for words of one. negative: words of no class. vfm, sam: models by name, None where the method names none.
+    "a; b" for words of one. vfm, sam: models by name, None where the method names none.
     source: public code and commit, or why s2clip chose the values itself; `published` tells which.
     """
 
     method: str
     dataset: str
     prompts: tuple[str, ...]
-    negative: tuple[str, ...]
     background: int | None
     source: str
     published: bool
@@ -65,28 +65,36 @@ class Preset:
         return segmenter.set_classes(self.prompts, background=self.background, allow_repeats=True)
 
 
-def preset(method: str, dataset: str, model: str = "ViT-B-16") -> Preset:
+def preset(method: str, dataset: str, model: str = BASE) -> Preset:
     """The settings of a method on a data set for a CLIP. `ValueError` listing the valid names for an unknown one."""
     table = _table()
     if method not in table:
         reject("method", f"one of {', '.join(name for name in table if '/' not in name)}", repr(method))
     facts = benchmark(resolve_name(dataset))
+    variants = [name for name in table if name.startswith(f"{method}/")]
     entry = table.get(f"{method}/{model}", table[method])
     own = entry.get("datasets", {}).get(facts.name, {})
     words = facts.prompts(entry["prompts"])
+    source = entry.get("source") or f"default: {entry['default']}"
+    if variants and model not in (BASE, *(name.split("/")[1] for name in variants)):
+        source += f"; the values of {BASE}"
     return Preset(
         method=method,
         dataset=facts.name,
         prompts=words.entries,
-        negative=words.negative,
         background=facts.background,
-        source=entry.get("source") or f"default: {entry['default']}",
+        source=source,
         published="source" in entry,
-        fields={**entry.get("fields", {}), **own.get("fields", {})},
+        fields={**entry.get("fields", {}), **own.get("fields", {}), **_negative(words)},
         refine={**entry.get("refine", {}), **own.get("refine", {})},
         vfm=entry.get("vfm"),
         sam=entry.get("sam"),
     )
+
+
+def _negative(words: Prompts) -> dict[str, Any]:
+    """Words of no class are a setting of the one method that has them."""
+    return {"extension.background_words": words.negative} if words.negative else {}
 
 
 @functools.cache
