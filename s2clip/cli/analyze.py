@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def analyze() -> None:
-    """See why it works: entropy, consistency, separability, features.
+    """See why it works, and where it does not.
 
     DATA is `scenes`, the name of a benchmark with --data, a picture, a folder or a pattern.
     """
@@ -139,6 +139,35 @@ def separability(
             for row in rows
         ]
         report.tell(lines, separability=tables)
+
+
+@analyze.command(cls=ListOptions)
+@click.option("--method", default="s2clip", show_default=True)
+@click.option("--refine", default="none", show_default=True, help="As in segment.")
+@click.option("--worst", default=4, show_default=True, help="Pictures to show of each DATA.")
+@model_options
+@data_options
+def failures(method: str, refine: str, worst: int, model_settings: dict[str, Any], request: dict[str, Any]) -> None:
+    """The pictures with the lowest mIoU, and which class was taken for which. Needs label maps."""
+    from s2clip.analysis.failures import find_failures
+    from s2clip.analysis.plots.failures import failures_figure
+
+    with reporting(**request) as report:
+        _require_labels(report.sets, "failures")
+        segmenter = load_segmenter(model_settings, method=method, refine=refine)
+        tables, lines = {}, []
+        for one in report.sets:
+            segmenter.set_classes(one.classes, background=one.background)
+            found = find_failures(report.walk_one(one), segmenter, count=worst)
+            name = "failures" if len(report.sets) == 1 else f"failures-{one.name}"
+            report.figure(name, failures_figure(found))
+            tables[one.name] = report.table(name, *found.rows())
+            lines += [f"{one.name}, {each.picture.name}: mIoU {100 * each.miou:.1f} %" for each in found.worst]
+            lines += [
+                f"{one.name}: {100 * row['share_of_true']:.1f} % of {row['true']} given to {row['given']}"
+                for row in tables[one.name][:worst]
+            ]
+        report.tell(lines, failures=tables)
 
 
 def classes_of(pictures: "PictureSet", classes: str | None) -> tuple[Any, bool]:
