@@ -43,6 +43,9 @@ def test_facts_are_those_of_the_benchmark(name):
     labels = facts.values[1] - facts.values[0] + 1
     assert labels - facts.reduce_zero_label == len(facts.classes)
     assert facts.reduce_zero_label == (name in ZERO_IS_IGNORED)
+    if isinstance(facts.palette, tuple):
+        assert len(set(facts.palette)) == len(facts.classes)
+        assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in facts.palette)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -71,11 +71,11 @@ class Scan:
         """How to get annotations: convert them where that is how they are made, else download."""
         return self.converting(f"unpack the annotations again, or {self.facts.download}")
 
-    def converting(self, otherwise: str, *options: str) -> str:
+    def converting(self, otherwise: str) -> str:
         """The command that makes the annotations, or `otherwise` where they come as they are."""
         if not self.facts.convert:
             return otherwise
-        return " ".join(["s2clip convert", self.facts.convert, "--data", str(self.root), *options])
+        return f"s2clip convert {self.facts.convert} --data {self.root}"
 
 
 def find_root(facts: Benchmark, given: str | Path) -> Path:
