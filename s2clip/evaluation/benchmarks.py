@@ -46,8 +46,8 @@ class Benchmark:
 
     `images`: pictures of the official split. `background`: the class that pixels without a sure class are given, None
     where there is none. `values`: lowest and highest label in the files beside 255, which is ignored everywhere;
-    `reduce_zero_label`: label 0 is ignored, k is class k-1. `download`, `convert`: how to get it. `palette`: the colours
-    it is usually shown in, [K] of RGB or "voc", the Pascal VOC palette; None where there are none.
+    `reduce_zero_label`: label 0 is ignored, k is class k-1. `download`, `convert`: how to get it. `palette`: its usual
+    colours, [K] of RGB or "voc", the Pascal VOC palette; None where there are none.
     """
 
     name: str
