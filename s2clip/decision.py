@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops, pamr
+from s2clip.by_words import WordScores
 from s2clip.errors import reject
 from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
 from s2clip.windows import resize
@@ -40,9 +41,18 @@ def decide_picture(
     with_scores: bool,
 ) -> Decision:
     """The shared decision about one picture: cosines with the text's unit rows [Q,C], PAMR, then `decide`."""
-    cosines = cosine_maps(encoded, text)
-    if method.pamr_iterations:
-        cosines = along_edges(cosines, encoded, method)
+
+    def maps(words: Sequence[int]) -> Tensor:
+        cosines = cosine_maps(encoded, text if len(words) == len(text) else text[list(words)])
+        return along_edges(cosines, encoded, method) if method.pamr_iterations else cosines
+
+    if encoded.words_at_once is not None and encoded.words_at_once < len(text):
+        options = {"scale": method.logit_scale, "class_index": class_index, "device": text.device}
+        scores = WordScores(lambda words: maps(words)[0], encoded.size, at_once=encoded.words_at_once, **options)
+        rules = {"threshold": method.threshold, "area_threshold": method.area_threshold}
+        labels, confidence = scores.decide(background=background, **rules)
+        return Decision(labels, confidence, scores if with_scores else None)
+    cosines = maps(range(len(text)))
     settings = (encoded.size, class_index, method, background)
     labels, confidence = decide(cosines, *settings)
     return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
@@ -59,12 +69,13 @@ def cosine_maps(encoded: Encoded, text: Tensor) -> Tensor:
     hits = text.new_zeros(encoded.canvas)
     inner = encoded.inner
     for features, box in zip(encoded.features, encoded.boxes, strict=True):
+        features = features.to(text.device, non_blocking=True)
         window = F.interpolate(_cosines(features, text)[None], encoded.padded, mode="bilinear", align_corners=False)[0]
         total[:, box.top : box.bottom, box.left : box.right] += window[
             :, inner.top : inner.bottom, inner.left : inner.right
         ]
         hits[box.top : box.bottom, box.left : box.right] += 1
-    return (total / hits)[None]
+    return total.div_(hits)[None]
 
 
 def along_edges(cosines: Tensor, encoded: Encoded, method: Method) -> Tensor:

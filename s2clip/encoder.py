@@ -9,17 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip import memory
 from s2clip.errors import reject
 from s2clip.methods import Method
 from s2clip.published.extension import Models, Windows, resolve_extension
 from s2clip.stopwatch import Stopwatch, Timings
-from s2clip.windows import Box, Splice, cut_windows, nearest, padded_size, padding, window_boxes
+from s2clip.windows import Box, Splice, cut_windows, nearest, padded_size, padding, resized_size, window_boxes
 
 if TYPE_CHECKING:
     from s2clip.refinement.sam import Embedding
-
-HEAD_CELLS = 1 << 15
-"""Cells whose features go through the vision head at once: 0.3 GB for ViT-H, and more than a picture of 2048x1024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +50,8 @@ class Encoded:
     """What the method's extension keeps for its decision, each [windows,...]."""
     regions: Tensor | None = None
     """[H,W] int64 ids of the picture's regions, where the method needs them."""
+    words_at_once: int | None = None
+    """Of how many words a memory cap lets cosines at canvas pixels be held; None: of any number."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,12 +72,27 @@ class _Job:
     """The regions at the size of `resized`."""
     splice: Splice | None
     watch: Stopwatch
-    features: list[Tensor] = field(default_factory=list)
+    plan: memory.Plan | None
+    features: Tensor | None = None
+    kept: int = 0
+    """How many windows' features there are."""
     extra: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def canvas(self) -> tuple[int, int]:
         return tuple(self.resized.shape[1:])
+
+    def keep(self, features: Tensor) -> None:
+        """The next windows' features, into one tensor for all: joined at the end, they would be held twice."""
+        if len(features) == len(self.boxes):
+            self.features = features
+            return
+        if self.features is None:
+            on_host = self.plan is not None and self.plan.on_host
+            place = {"device": "cpu", "pin_memory": True} if on_host else {"device": features.device}
+            self.features = torch.empty((len(self.boxes), *features.shape[1:]), dtype=features.dtype, **place)
+        self.features[self.kept : self.kept + len(features)].copy_(features, non_blocking=True)
+        self.kept += len(features)
 
 
 class Encoder:
@@ -86,17 +101,25 @@ class Encoder:
     At most `max_batch` windows go through the backbones at once. `mix_pictures` lets windows of several pictures share
     a batch. On a GPU that fills the machine; a matrix product may then round differently in the last bit, because the
     libraries choose their algorithm by batch size. Without it every picture is computed as if it were alone, bit by
-    bit. None: mixed on CUDA only, where alone a small picture leaves most of the device idle.
+    bit. None: mixed on CUDA only, where alone a small picture leaves most of the device idle. `cap`: the memory that
+    may be used; `max_batch` then is the most that is tried.
 
     `ValueError` where a spliced method's crop or stride is not a multiple of CLIP's patch.
     """
 
     def __init__(
-        self, models: Models, method: Method, *, max_batch: int | None = None, mix_pictures: bool | None = None
+        self,
+        models: Models,
+        method: Method,
+        *,
+        max_batch: int | None = None,
+        mix_pictures: bool | None = None,
+        cap: memory.Cap | None = None,
     ) -> None:
         clip, vfm = models.clip, models.vfm
         on_cuda = clip.device.type == "cuda"
         self.models, self.clip, self.method, self.extension = models, clip, method, resolve_extension(method)
+        self.cap = cap
         self.max_batch = max_batch if max_batch is not None else (32 if on_cuda else 8)
         self.mix_pictures = mix_pictures if mix_pictures is not None else on_cuda
         if self.max_batch < 1:
@@ -121,6 +144,17 @@ class Encoder:
                 parts[id(job)].append((watch, len(job.boxes[part]) / total))
         return [replace(self._merge(job), timings=Timings(*parts[id(job)])) for job in jobs]
 
+    def plan(self, size: tuple[int, int]) -> memory.Plan | None:
+        """How a picture of (H,W) is worked on under the cap, None without one. Raises ValueError where it cannot be."""
+        if self.cap is None:
+            return None
+        method = self.method
+        multiple = self.multiple if method.merge == "splice" or self.extension.aligned else 1
+        canvas = resized_size(*size, method.short_side, method.long_side, multiple)
+        boxes = window_boxes(*canvas, method.crop, method.stride)
+        window = padded_size(*boxes[0].size, self.multiple)
+        return self.cap.plan(memory.Sizes(tuple(size), canvas, window, len(boxes)), most_windows=self.max_batch)
+
     def _prepare(self, picture: Tensor, regions: Tensor | None) -> _Job:
         method, clip = self.method, self.clip
         watch = Stopwatch(clip.device)
@@ -131,10 +165,10 @@ class Encoder:
             boxes = window_boxes(*canvas, method.crop, method.stride)
             ids = None if regions is None else nearest(regions.to(clip.device).long(), canvas)[None]
         splice = Splice(boxes, canvas, clip.patch_size) if method.merge == "splice" else None
-        return _Job(picture, resized, boxes, regions, ids, splice, watch)
+        return _Job(picture, resized, boxes, regions, ids, splice, watch, self.plan(tuple(picture.shape[1:])))
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[tuple[_Job, slice]]]:
-        """Lists of (picture, which of its windows) of one window size, at most `max_batch` windows in all.
+        """Lists of (picture, which of its windows) of one window size, as many as `max_batch` and the cap allow.
 
         A method whose windows depend on each other gets all those of one picture at once, however many.
         """
@@ -143,14 +177,16 @@ class Encoder:
             return
         if not self.mix_pictures:
             for job in jobs:
-                for start in range(0, len(job.boxes), self.max_batch):
-                    yield [(job, slice(start, start + self.max_batch))]
+                most = self._most([job])
+                for start in range(0, len(job.boxes), most):
+                    yield [(job, slice(start, start + most))]
             return
         by_shape: dict[tuple[int, ...], list[_Job]] = {}
         for job in jobs:
             by_shape.setdefault(padded_size(*job.boxes[0].size, self.multiple), []).append(job)
         for group in by_shape.values():
-            batch, room = [], self.max_batch
+            most = self._most(group)
+            batch, room = [], most
             for job in group:
                 start, count = 0, len(job.boxes)
                 while start < count:
@@ -159,9 +195,13 @@ class Encoder:
                     start, room = stop, room - (stop - start)
                     if room == 0:
                         yield batch
-                        batch, room = [], self.max_batch
+                        batch, room = [], most
             if batch:
                 yield batch
+
+    def _most(self, jobs: Sequence[_Job]) -> int:
+        """Windows in a batch of these pictures."""
+        return min((job.plan.windows for job in jobs if job.plan is not None), default=self.max_batch)
 
     def _run(self, batch: list[tuple[_Job, slice]]) -> Stopwatch:
         watch, regions = Stopwatch(self.clip.device), None
@@ -173,7 +213,7 @@ class Encoder:
                 regions = _joined(
                     [cut_windows(job.region_ids, job.boxes[part], self.multiple, outside)[:, 0] for job, part in batch]
                 )
-        windows = Windows(images, regions, self.max_batch)
+        windows = Windows(images, regions, self._most([job for job, _ in batch]))
         features, extra = self.extension.window_features(windows, self.models, self.method, watch)
         if self.method.merge == "pixel":
             with watch("head"):
@@ -182,7 +222,7 @@ class Encoder:
         with watch("head"):
             for (job, _), own in zip(batch, features.split(lengths), strict=True):
                 if job.splice is None:
-                    job.features.append(own)
+                    job.keep(own)
                 else:
                     job.splice.add(own.float())
         for name, values in extra.items():
@@ -195,7 +235,7 @@ class Encoder:
         sam, boxes, inner = None, job.boxes, padding(height, width, self.multiple)
         padded, spliced = padded_size(height, width, self.multiple), job.splice is not None
         if not spliced:
-            features = _joined(job.features)
+            features = job.features
         else:
             with job.watch("head"):
                 whole, job.splice = job.splice.result(), None
@@ -205,12 +245,18 @@ class Encoder:
             boxes, padded, inner = [Box(0, 0, *job.canvas)], job.canvas, Box(0, 0, *job.canvas)
         extra = {name: _joined(values) for name, values in job.extra.items()}
         geometry = (tuple(boxes), inner, padded, job.canvas)
-        return Encoded(job.picture, features, *geometry, spliced, sam=sam, extra=extra, regions=job.regions)
+        others = {"sam": sam, "extra": extra, "regions": job.regions}
+        words_at_once = None if job.plan is None else job.plan.words
+        return Encoded(job.picture, features, *geometry, spliced, words_at_once=words_at_once, **others)
 
     def _head_in_rows(self, features: Tensor) -> Tensor:
-        """`_head` of a picture [D,h,w], at once unless that takes much memory."""
-        rows = max(1, HEAD_CELLS // features.shape[2])
-        return _joined([self._head(part) for part in features.split(rows, 1)], 1)
+        """`_head` of a picture [D,h,w]; a large one some rows at a time, into the place of the features, as C <= D."""
+        rows, channels = max(1, memory.HEAD_CELLS // features.shape[2]), self.clip.embed_dim
+        if rows >= features.shape[1] or channels > len(features):
+            return self._head(features)
+        for part in features.split(rows, 1):
+            part[:channels] = self._head(part)
+        return features[:channels]
 
     def _head(self, features: Tensor) -> Tensor:
         """[...,D,h,w] → unit vectors [...,C,h,w] float32: LN_post, projection, normalisation."""

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 
@@ -53,16 +54,23 @@ class DeviceQueue:
 
 
 def run(
-    batches: Iterable[list[Picture | Failure]], compute: Compute, queue: DeviceQueue, *, whole: bool, record: bool
+    batches: Iterable[list[Picture | Failure]],
+    compute: Compute,
+    queue: DeviceQueue,
+    *,
+    split: Callable[[list[Picture | Failure]], list[int]],
+    record: bool,
 ) -> Iterator[Result | Failure]:
     """Results in order.
 
-    whole: a batch is computed as one group; else picture by picture. record: failures are yielded in their place, and
-    where a group fails its pictures are tried one by one; else the first failure is raised, after what came before it.
+    split: a batch → the lengths of the groups that are computed together. record: failures are yielded in their place,
+    and where a group fails its pictures are tried one by one; else the first failure is raised, after what came before.
     """
     queued: deque[Iterator[Result | Failure]] = deque()
     for batch in batches:
-        for group in [batch] if whole else [[one] for one in batch]:
+        rest = iter(batch)
+        for length in split(batch):
+            group = list(islice(rest, length))
             queued.append(_launch(group, compute, queue, record))
             if len(queued) > queue.ahead:
                 yield from queued.popleft()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s2clip import pipeline
+from s2clip import memory, pipeline
 from s2clip.decision import check_labels
 from s2clip.encoder import Encoded, Encoder
 from s2clip.errors import RefinementError, reject
@@ -60,6 +60,7 @@ class Segmenter:
         method: str | Method = "s2clip",
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
+        max_memory: str | int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
@@ -69,7 +70,7 @@ class Segmenter:
         refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
         region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
         the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
-        mix_pictures: see `Encoder`. max_pixels: see `from_pretrained`.
+        mix_pictures: see `Encoder`. max_memory, max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
         sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
@@ -85,7 +86,14 @@ class Segmenter:
         self.clip, self.vfm, self.regions, self.max_pixels = clip, vfm, regions, max_pixels
         self.refiner = refiner
         self._extension = resolve_extension(self.method)
-        self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures)
+        cap = None
+        if max_memory is not None:
+            load = memory.load_of(self._models, self.method, refines=refiner is not None)
+            cap = memory.Cap(memory.parse_size(max_memory), load).check()
+            if refiner is not None:
+                refiner.sam.most_prompts = cap.prompts
+        batches = {"max_batch": max_batch, "mix_pictures": mix_pictures, "cap": cap}
+        self._encoder = Encoder(self._models, self.method, **batches)
         self._upload = Uploader(clip.device)
         self._text = TextEncoder(clip, files=text_files)
         self._vocabulary: Vocabulary | None = None
@@ -115,6 +123,7 @@ class Segmenter:
         stride: int | None = None,
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
+        max_memory: str | int | None = None,
         max_pixels: int = MAX_PIXELS,
         **fields: Any,
     ) -> "Segmenter":
@@ -144,6 +153,8 @@ class Segmenter:
                 trained at another size brings its own (`s2clip.methods.RECIPES`) in place of the method's; what is
                 given here replaces both.
             max_batch, mix_pictures: see `s2clip.encoder.Encoder`.
+            max_memory: "8GB" (10^9 bytes), "7.5GiB" or bytes: windows, words, prompts and pictures are worked on in
+                chunks that `s2clip.memory` says fit. None: as fast as they go.
             max_pixels: pictures with more pixels are refused before they are decoded.
             fields: any other field of `Method`, to change one value: `tau=2.0`, or `**{"extension.depth": 3}`.
 
@@ -170,6 +181,8 @@ class Segmenter:
         given = {name: value or None for name, value in geometry.items() if value is not None}
         method = get_method(method, **given, **fields)
         settings = resolve_settings(sam, refine_options)
+        if max_memory is not None:
+            max_memory = memory.parse_size(max_memory)
 
         options = {
             "weights": weights,
@@ -203,6 +216,7 @@ class Segmenter:
             method=method,
             max_batch=max_batch,
             mix_pictures=mix_pictures,
+            max_memory=max_memory,
             max_pixels=max_pixels,
         )
 
@@ -294,7 +308,17 @@ class Segmenter:
 
     def _run(self, batches: Iterable[list[Picture | Failure]], record: bool) -> Iterator[Result | Failure]:
         queue = pipeline.DeviceQueue(self.device)
-        return pipeline.run(batches, self._compute, queue, whole=self._encoder.mix_pictures, record=record)
+        return pipeline.run(batches, self._compute, queue, split=self._groups, record=record)
+
+    def _groups(self, batch: Sequence[Picture | Failure]) -> list[int]:
+        """How many neighbours of a batch are computed together: one where pictures are not mixed, else what fits."""
+        if not self._encoder.mix_pictures:
+            return [1] * len(batch)
+        cap = self._encoder.cap
+        if cap is None:
+            return [len(batch)]
+        sizes = [None if isinstance(one, Failure) else tuple(one.pixels.shape[1:]) for one in batch]
+        return cap.together([0 if size is None else self._encoder.plan(size).resident for size in sizes])
 
     def _compute(self, pictures: Sequence[Picture]) -> pipeline.Finish:
         results = self._segment(self._encode(pictures), self._require_classes(), self._background)
@@ -387,6 +411,7 @@ class Segmenter:
             method=get_method(method, **fields),
             max_batch=self._encoder.max_batch,
             mix_pictures=self._encoder.mix_pictures,
+            max_memory=None if self._encoder.cap is None else self._encoder.cap.size,
             max_pixels=self.max_pixels,
         )
         other._text, other._vocabulary, other._background = self._text, self._vocabulary, self._background

@@ -44,7 +44,10 @@ class FakeDevice:
 
 
 def outcomes(device, batches, whole=True, record=False):
-    return run(iter(batches), device.compute, device, whole=whole, record=record)
+    def split(batch):
+        return [len(batch)] if whole else [1] * len(batch)
+
+    return run(iter(batches), device.compute, device, split=split, record=record)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])
@@ -101,7 +104,7 @@ def test_a_bug_is_raised_even_where_failures_are_recorded():
         raise KeyError("bug")
 
     with pytest.raises(KeyError, match="bug"):
-        list(run([pictures(1)], compute, FakeDevice(), whole=True, record=True))
+        list(run([pictures(1)], compute, FakeDevice(), split=lambda batch: [1], record=True))
 
 
 def test_the_cpu_has_nothing_to_queue():

@@ -55,7 +55,8 @@ def embed_masks(encoder: PromptEncoder, masks: Tensor, faithful: bool = False) -
 def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = False) -> tuple[Tensor, Tensor]:
     """Embeddings [B,C,g,g] of the pictures and R prompts → (mask logits [R,m,m], predicted IoU [R]), fp32.
 
-    In batches of what memory allows; a batch that does not fit after all is halved.
+    In batches of what memory allows, or of `sam.most_prompts` where a memory cap set it; a batch that does not fit
+    after all is halved.
     """
     encoder = sam.prompt_encoder
     if not len(prompts):
@@ -71,7 +72,8 @@ def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = F
             source += embed_masks(encoder, prompts.masks[prompts.mask_index[part]], faithful)
         return _decode_batch(sam.mask_decoder, source, position, tokens[part])
 
-    return _in_batches(len(prompts), batch_size(embeddings), run)
+    most = min(batch_size(embeddings), getattr(sam, "most_prompts", MOST_PROMPTS))
+    return _in_batches(len(prompts), most, run)
 
 
 def _decode_batch(decoder, source: Tensor, position: Tensor, prompt_tokens: Tensor) -> tuple[Tensor, Tensor]:
