@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import picture, small_clip, small_sam, small_vfm
+from torch._dynamo.utils import counters
 
 from s2clip import ops
 from s2clip.backbones.sam import SamFeatures, encode_images, input_size
@@ -320,13 +321,23 @@ def test_trident_needs_its_extra(monkeypatch):
         load_refiner("sam-vit-b", Refinement(), refine="trident")
 
 
-def test_compiling_is_announced(model, monkeypatch, caplog):
-    calls = []
-    monkeypatch.setattr(model.image_encoder, "compile", lambda **options: calls.append(options))
-    with caplog.at_level(logging.WARNING):
-        Refiner(model, Refinement(), compile=True)
-    assert calls
-    assert "minutes" in caplog.text
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_encoder_is_used_and_announced(backend, caplog):
+    """One graph for pictures of any size, because all become one frame; the same embedding."""
+    model = small_sam()
+    expected = [Refiner(model, Refinement()).embed(picture(*size)).features for size in SIZES]
+    encoder, compile = model.image_encoder, model.image_encoder.compile
+    encoder.compile = lambda **options: compile(backend=backend, **options)
+    torch.compiler.reset()
+    counters.clear()
+    with caplog.at_level(logging.WARNING, logger="s2clip"):
+        refiner = Refiner(model, Refinement(), compile=True)
+    assert "the first picture waits one to several minutes" in caplog.text
+    assert not counters["stats"]
+    for size, features in zip(SIZES, expected, strict=True):
+        torch.testing.assert_close(refiner.embed(picture(*size)).features, features, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()
 
 
 NAMES = ("sky", "house; hut", "tree", "green grass")
