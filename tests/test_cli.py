@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from s2clip import cli, images, scenes
+from s2clip import Segmenter, cli, scenes
 from s2clip.cli.demo import DEMO_SCENE
 from s2clip.inputs import expand, name_outputs
 
@@ -176,7 +176,7 @@ def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatc
         (["--classes-file", "no.txt"], "no.txt: No such file"),
         (["--classes-file", "a.png"], "not UTF-8"),
         (["--classes", "sky", "--model", "ViT-X"], "tiny, ViT-B-16, ViT-L-14, ViT-H-14"),
-        (["--classes", "sky", "--method", "magic"], "clip, maskclip, sclip, clearclip, naclip, proxyclip, s2clip"),
+        (["--classes", "sky", "--method", "magic"], "s2clip, received 'magic'"),
         (["--classes", "sky", "--vfm", "dino-x"], "dino-b8"),
         (["--classes", "sky", "--refine", "magic"], "none"),
         (["--classes", "sky", "--threshold", "0.5"], "--threshold needs --background"),
@@ -386,14 +386,14 @@ def test_every_command_has_help():
 def test_an_interrupt_keeps_what_is_done(run, tmp_path, monkeypatch):
     for name in ("a.png", "b.png"):
         paint(tmp_path / name)
-    read = images.read_image
+    encode = Segmenter._encode
 
-    def interrupted_at_b(source, **limits):
-        if str(source) == "b.png":
+    def interrupted_at_b(segmenter, pictures):
+        if pictures[0].source == "b.png":
             raise KeyboardInterrupt
-        return read(source, **limits)
+        return encode(segmenter, pictures)
 
-    monkeypatch.setattr("s2clip.segmenter.read_image", interrupted_at_b)
+    monkeypatch.setattr(Segmenter, "_encode", interrupted_at_b)
     result = run("segment", "a.png", "b.png", "--classes", CLASSES, "--method", "clip")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted"
@@ -418,3 +418,39 @@ def test_the_program_in_processes_of_its_own(tmp_path):
     assert usage.returncode == 2
     assert usage.stdout == ""
     assert "Traceback" not in usage.stderr
+
+
+def test_a_picture_that_cannot_be_computed_does_not_stop_the_others(run, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        paint(tmp_path / name)
+    encode = Segmenter._encode
+
+    def failing_at_b(segmenter, pictures):
+        if pictures[0].source == "b.png":
+            raise RuntimeError("out of memory")
+        return encode(segmenter, pictures)
+
+    monkeypatch.setattr(Segmenter, "_encode", failing_at_b)
+    result = run("segment", "a.png", "b.png", "c.png", "--classes", CLASSES, "--method", "clip")
+    assert result.exit_code == 1
+    assert "failed: b.png: out of memory" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.overlay.png")) == ["a.overlay.png", "c.overlay.png"]
+
+
+def test_a_memory_cap(run, tmp_path):
+    paint(tmp_path / "a.png")
+    command = ("segment", "a.png", "--classes", CLASSES, "--method", "clip", "--max-memory")
+    assert run(*command, "8GB").exit_code == 0
+    for size, message in (("much", "max_memory: expected a size such as"), ("1MB", "max_memory: expected more than")):
+        result = run(*command, size)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_word_vectors_are_kept_on_request(run, tmp_path):
+    paint(tmp_path / "a.png")
+    command = ("segment", "a.png", "--classes", CLASSES, "--method", "clip", "--cache-dir", "cache")
+    assert run(*command).exit_code == 0
+    assert not (tmp_path / "cache").exists()
+    assert run(*command, "--text-cache").exit_code == 0
+    assert any((tmp_path / "cache" / "s2clip-text").iterdir())

@@ -28,6 +28,14 @@ _MODELS = {
     "short_side": click.option("--short-side", type=int, help="Pixels the shorter side is resized to; 0: native size."),
     "crop": click.option("--crop", type=int, help="Pixels of a window; 0: the whole picture."),
     "stride": click.option("--stride", type=int, help="Pixels between windows."),
+    "max_memory": click.option(
+        "--max-memory", metavar="SIZE", help='"8GB": work in chunks that fit; default: as fast as it goes.'
+    ),
+    "text_cache": click.option(
+        "--text-cache/--no-text-cache",
+        default=None,
+        help="Keep word vectors beside the weights; default: not tiny's.",
+    ),
 }
 _LOADING = ("model", "device", "weights", "cache_dir", "local_files_only")
 

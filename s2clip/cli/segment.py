@@ -50,6 +50,7 @@ def segment(
     """Segment pictures by the class names given; write a label map and an overlay of each."""
     from s2clip.files import writable_folder
     from s2clip.inputs import expand, name_outputs
+    from s2clip.reading import Failure
     from s2clip.result import check_formats, write_classes, write_run
     from s2clip.text import vocabulary
 
@@ -70,10 +71,13 @@ def segment(
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
             segmenter.set_classes(words.classes, background=background_id)
+        results = segmenter.stream(pictures, on_error="record")
         try:
             for picture, stem in progress(list(zip(pictures, stems, strict=True)), show_progress):
                 try:
-                    result = segmenter(picture)
+                    result = next(results)
+                    if isinstance(result, Failure):
+                        raise result.error
                     done.append(result.record(result.save(output, chosen, stem=stem, sidecars=False)))
                 except (S2ClipError, ValueError, OSError, MemoryError, RuntimeError) as error:
                     logger.info("%s", picture, exc_info=True)
@@ -82,6 +86,7 @@ def segment(
                 if not as_json:
                     say(_summary(done[-1]))
         finally:
+            results.close()
             if done:
                 write_classes(output, segmenter.classes, background_id)
                 write_run(output, segmenter.settings, done, failed=_failed(failures))
