@@ -1,12 +1,19 @@
-"""The pages of docs/ hold: their code runs as it stands, what they name exists, generated pages are current."""
+"""The pages of docs/ hold: their code runs, what they name exists, generated pages are current.
+
+Code runs as it stands but for three things: real models are replaced by the embedded ones, whose weights are always
+there; benchmarks are miniature trees; scenes are counted in twos, and of the tables' many cells only the list is made
+(tests/test_tables.py runs some).
+"""
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from data_trees import make_tree
 from PIL import Image
 
 from s2clip import scenes
@@ -27,32 +34,61 @@ def commands(page):
     return [shlex.split(line, comments=True) for line in text.splitlines() if shlex.split(line, comments=True)]
 
 
-PROGRAM = [(page, command) for page in PAGES for command in commands(page) if command[0] == "s2clip"]
+SYSTEM = ("make", "python", "pytest", "torchrun", "bash", "pip", "nvidia-smi", "sudo", "nsys", "ncu", "tests/gpu/run")
+BENCHMARKS = ("voc21", "context60", "coco_object", "cityscapes", "ade20k", "coco_stuff")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Where a reader sits: a photo, a folder of photos, all data sets, somebody's label maps."""
+    tmp_path = tmp_path_factory.mktemp("desk")
+    for name in BENCHMARKS:
+        tree = make_tree(name, tmp_path / "data", count=2)
+        if name == "voc21":
+            shutil.copytree(tree.root / "SegmentationClass", tmp_path / "their/maps")
+    (tmp_path / "photos").mkdir()
+    for path, seed in (("photo.jpg", 0), ("photos/a.jpg", 1), ("photos/b.jpg", 2)):
+        Image.fromarray(scenes.generate(seed)[0]).save(tmp_path / path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Where a reader sits: a photo, a folder of photos, and nothing else."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for path, seed in (("photo.jpg", 0), ("photos/a.jpg", 1), ("photos/b.jpg", 2)):
-        Image.fromarray(scenes.generate(seed)[0]).save(path)
+def at_the_desk(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+
+
+def embedded(text):
+    """The same with the embedded models for the real ones."""
+    return re.sub(
+        r"ViT-[BLH]-1[46]|\b(dino|dinov2)-[bs]\d+\b|sam-vit-[blh]", lambda found: EMBEDDED[found[0][:3]], text
+    )
+
+
+EMBEDDED = {"ViT": "tiny", "din": "tiny-dino", "sam": "sam-tiny"}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_python_runs(page, capsys):
     names = {}
     for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), names)
+        exec(compile(embedded(block), page.name, "exec"), names)
 
 
-@pytest.mark.parametrize(("page", "command"), PROGRAM, ids=lambda value: getattr(value, "stem", " ".join(value)[:60]))
-def test_commands_run(page, command):
-    arguments = command[1:]
-    if arguments[0] in ("evaluate", "analyze") and "scenes" in arguments:
-        arguments = [*arguments, "--limit", "2"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_commands_run(page):
+    for program, *arguments in commands(page):
+        if program != "s2clip":
+            assert program in SYSTEM, f"{program}: a program this test knows nothing of"
+            continue
+        if arguments[0] == "table" and "--dry-run" not in arguments:
+            arguments.append("--dry-run")
+        if "scenes" in arguments and "--limit" in arguments:
+            arguments[arguments.index("--limit") + 1] = "2"
+        elif "scenes" in arguments:
+            arguments += ["--limit", "2"]
+        result = CliRunner().invoke(main, [embedded(argument) for argument in arguments])
+        expected = (0, 1) if arguments[0] == "check-data" else (0,)  # 1: miniature trees are not complete
+        assert result.exit_code in expected, (arguments, result.output)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
