@@ -353,6 +353,15 @@ def test_a_picture_does_not_depend_on_its_company(clip):
             torch.testing.assert_close(together.extra[name], alone.extra[name], rtol=1e-5, atol=1e-5)
 
 
+def test_low_precision_follows_full_precision(clip):
+    """bf16 backbones (fp16's CPU stand-in): attention is added up and balanced in fp32 either way."""
+    full, low = encode(clip, **SLIDING), encode(small_clip().to(torch.bfloat16), **SLIDING)
+    assert low.extra["attention"].dtype == torch.float32
+    assert F.cosine_similarity(full.features, low.features, dim=2).mean() > 0.98
+    for name in ("attention", "crops"):
+        assert F.cosine_similarity(full.extra[name].flatten(), low.extra[name].flatten(), dim=0) > 0.98
+
+
 def test_background_words_are_rows_and_no_class(clip):
     words = ("ground", "lake")
     method = get_method("cliper", **SHORT, **{"extension.background_words": words})

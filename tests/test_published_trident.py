@@ -11,7 +11,7 @@ from dense import DenseBlock, as_columns, cosine_matrix, mean_shift, token_state
 from small_models import picture, small_clip, small_sam, small_vfm
 
 from s2clip import scenes
-from s2clip.backbones.sam import encode_images, input_size
+from s2clip.backbones.sam import encode_images, freeze_sam, input_size
 from s2clip.backbones.sam_attention import LastAttention, encode_with_attention
 from s2clip.encoder import Encoder
 from s2clip.methods import METHODS, get_method
@@ -300,6 +300,19 @@ def test_a_picture_does_not_depend_on_its_company(models):
     pictures = [picture(50, 75, 1), picture(50, 75, 2), picture(71, 41, 3)]
     for pixels, together in zip(pictures, encoder(pictures), strict=True):
         assert torch.equal(encoder([pixels])[0].features, together.features)
+
+
+def test_low_precision_follows_full_precision(models):
+    """bf16 backbones (fp16's CPU stand-in): the correlation itself is fp32 either way."""
+    low = Models(
+        small_clip().to(torch.bfloat16),
+        small_vfm().to(torch.bfloat16),
+        freeze_sam(small_sam(), torch.device("cpu"), torch.bfloat16),
+    )
+    method, pixels = get_method("trident", **SMALL), picture(50, 75)
+    full, rounded = (Encoder(one, method)([pixels])[0].features for one in (models, low))
+    assert rounded.dtype == torch.float32
+    assert F.cosine_similarity(full, rounded, dim=1).mean() > 0.98
 
 
 def test_windows_share_the_mean_of_their_picture(models):
