@@ -439,45 +439,6 @@ class TestSegmenter:
         torch.testing.assert_close(seen.features, encode_images(small_sam(), image[None].float() / 255)[0])
 
 
-def peak_bytes(work):
-    """Largest sum of live allocations of torch's CPU allocator during work(), above the start."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    assert events
-    return peak
-
-
-@pytest.mark.slow
-def test_memory_at_2048x1024_with_171_classes_and_60_regions():
-    """Everything but SAM's networks within 60 MB; the scores at half size alone would be 358 MB."""
-    size, classes = (1024, 2048), 171
-    blocks = torch.arange(60).view(6, 10) * 2
-    labels = blocks.repeat_interleave(171, 0)[:1024].repeat_interleave(205, 1)[:, :2048].contiguous()
-    hot = F.one_hot(labels[::16, ::16], classes).permute(2, 0, 1).float() / 4
-    maps, settings, peaks = LogitScores(hot, 40.0, range(classes), size), Refinement(), {}
-
-    def measured(name, work):
-        made = []
-        peaks[name] = peak_bytes(lambda: made.append(work()))
-        return made[0]
-
-    regions = measured("components", lambda: find_regions(labels, maps, settings))
-    assert len(regions) == 60
-    given = measured("prompts", lambda: make_prompts(regions, maps, size, 1024, 256, settings))
-    assert given.masks.shape == (60, 256, 256)
-    accepted, logits = torch.ones(60, dtype=torch.bool), torch.full((1, 256, 256), 3.0).expand(60, 256, 256)
-    measured("merge", lambda: sam.merge(labels, regions, maps, logits, (512, 1024), 1024))
-    measured("failed", lambda: sam.in_failed(regions, accepted, size))
-    assert max(peaks.values()) <= 60e6, peaks
-
-
 def test_prompts_by_hand():
     """The right half of a 40x80 picture, in SAM's frame of 160: factor 160/40 on half-resolution pixels."""
     labels, probability = two_halves((40, 80))

@@ -96,6 +96,11 @@ def batch_size(embeddings: Tensor) -> int:
         return PROMPTS_ON_CPU
     free, _ = torch.cuda.mem_get_info(embeddings.device)
     free += torch.cuda.memory_reserved(embeddings.device) - torch.cuda.memory_allocated(embeddings.device)
+    return prompts_within(free, embeddings)
+
+
+def prompts_within(free: int, embeddings: Tensor) -> int:
+    """Prompts whose activations fill half of the free bytes, at least one and at most `MOST_PROMPTS`."""
     each = MAPS_PER_PROMPT * 4 * embeddings[0].numel()
     return max(1, min(MOST_PROMPTS, free // 2 // each))
 
