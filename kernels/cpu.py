@@ -11,8 +11,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.kernels import reference
+
 TILE = 256
 """Pixels a side of what is merged at a time: 256 KiB in fp32, so that a few of them stay in a core's second cache."""
+
+
+STRIP = 1 << 19
+"""Upsampled logits held at a time, 2 MiB in fp32."""
+ALMOST_ZERO = -torch.finfo(torch.float32).tiny
+
+
+def affinity_attention(
+    features: Sequence[Tensor],
+    value: Tensor,
+    weights: Tensor,
+    beta: float,
+    gamma: float,
+    mean: Tensor | None,
+) -> Tensor:
+    """`reference.affinity_attention` in four passes over the N x N scores beside the products, not nine.
+
+    Weights and γ go into the products; mean S = Σ_s w_s |mean f̂^s|², from the vectors; cutting is one threshold.
+    """
+    batch, height, width = features[0].shape[:3]
+    dtype, positions = torch.promote_types(value.dtype, torch.float32), height * width
+    output = value.new_empty((batch, height, width, value.shape[3]))
+    if output.numel() == 0:
+        return output
+    factors = (gamma * weights.to(dtype)).tolist()
+    scores = torch.empty((positions, positions), dtype=dtype)
+    for image in range(batch):
+        units = [F.normalize(maps[image].to(dtype).flatten(0, 1), dim=-1) for maps in features]
+        means = torch.stack([unit.mean(0).square().sum() for unit in units])
+        centre = weights[image].to(dtype) @ means if mean is None else mean[image].to(dtype)
+        for place, (factor, unit) in enumerate(zip(factors[image], units, strict=True)):
+            torch.addmm(scores, unit, unit.T, beta=min(place, 1), alpha=factor, out=scores)
+        scores.sub_(gamma * beta * centre)
+        kept = scores.diagonal().clone()
+        F.threshold_(scores, ALMOST_ZERO, float("-inf"))  # 0 stays, NaN stays
+        scores.diagonal().copy_(kept)
+        resized = value[image].to(dtype).permute(2, 0, 1)[None]
+        resized = F.interpolate(resized, (height, width), mode="bilinear", align_corners=False)[0]
+        output[image] = (scores.softmax(-1) @ resized.flatten(1).T).unflatten(0, (height, width))
+    return output
+
+
+def classify_pixels(
+    logits: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    class_index: Tensor,
+    classes: int,
+    threshold: float,
+    background: int,
+) -> tuple[Tensor, Tensor]:
+    """`reference.classify_pixels` without the softmax: the label is the largest logit's class, P = 1/Σ exp(x − max x).
+
+    Logits so close that their probabilities round to the same keep the order of the logits.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    labels = torch.empty((len(logits), *size), dtype=torch.int32)
+    confidence = torch.empty((len(logits), *size), dtype=dtype)
+    index, order = class_index.sort(stable=True)
+    last_first = list(enumerate(index.tolist()))[::-1]
+    step = max(1, STRIP // (len(index) * size[1]))
+    for image in range(len(logits)):
+        maps = logits[image].to(dtype)[order] * scale
+        for start in range(0, size[0], step):
+            rows = slice(start, min(start + step, size[0]))
+            strip = reference.resized_rows(maps, size[0], rows.start, rows.stop)
+            strip = F.interpolate(strip, size[1], mode="linear", align_corners=False)
+            largest = strip.amax(0)
+            label = labels[image, rows]
+            for word, own_class in last_first:
+                label.masked_fill_(strip[word] == largest, own_class)
+            best = strip.sub_(largest).exp_().sum(0).reciprocal_()
+            confidence[image, rows] = best
+            if threshold > 0:
+                label.masked_fill_(best < threshold, background)
+    return labels, confidence
 
 
 def merge_masks(

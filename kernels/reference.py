@@ -304,7 +304,7 @@ def _score_strips(logits: Tensor, size: tuple[int, int], scale: float, class_ind
         whole = bool(maps.isfinite().all())
         for start in range(0, height, step):
             stop = min(start + step, height)
-            strip = _resize(_resized_rows(maps, height, start, stop), (stop - start, width))
+            strip = _resize(resized_rows(maps, height, start, stop), (stop - start, width))
             probability = (scale * strip).softmax(0)
             if words == list(range(classes)):
                 scores = probability
@@ -317,7 +317,7 @@ def _score_strips(logits: Tensor, size: tuple[int, int], scale: float, class_ind
             yield image, slice(start, stop), scores
 
 
-def _resized_rows(maps: Tensor, height: int, start: int, stop: int) -> Tensor:
+def resized_rows(maps: Tensor, height: int, start: int, stop: int) -> Tensor:
     """Rows start..stop−1 of maps [C,h,w] resized to `height` rows: [C,stop−start,w], bilinear."""
     rows = maps.shape[1]
     source = torch.arange(start, stop, dtype=maps.dtype, device=maps.device).add(0.5).mul(rows / height).sub(0.5)

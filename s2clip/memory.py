@@ -164,7 +164,7 @@ class Cap(NamedTuple):
         resident = picture + (0 if on_host else features)
         resize, once, window = _resize_bytes(sizes), _once_bytes(load, sizes), _window_bytes(load, sizes)
         sam = SAM_TENSORS * load.sam_scores + (PROMPT_BYTES if load.sam_scores else 0)
-        strips = STRIP_BYTES if sizes.words is None else min(STRIP_BYTES, 6 * FLOAT * sizes.words * pixels)
+        strips = STRIP_BYTES if sizes.words is None else min(STRIP_BYTES, 4 * FLOAT * sizes.words * pixels)
         maps = LABEL_BYTES * pixels + strips
         if load.spliced:
             word, most_words = 2 * FLOAT * _cells(load, sizes.canvas), sizes.words or WORDS_OF_ALL
@@ -273,5 +273,5 @@ def _once_bytes(load: Load, sizes: Sizes) -> int:
     scores = 3 * FLOAT * load.heads * tokens**2 if load.terms else 0
     if load.affinity:
         maps = load.levels * load.clip.width + (load.vfm.width if load.vfm is not None else 0)
-        scores = max(scores, FLOAT * (6 * cells**2 + cells * (2 * maps + 3 * load.clip.width)))
+        scores = max(scores, FLOAT * (3 * cells**2 + cells * (2 * maps + 3 * load.clip.width)))
     return scores

@@ -82,3 +82,85 @@ class TestMergeMasks:
         ((rows, columns),) = made
         assert rows.stop - rows.start < 12
         assert columns.stop - columns.start < 12
+
+
+def affinity(sizes, maps=3, batch=2, dtype=torch.float64):
+    (height, width), value = sizes
+    features = [normal(batch, height, width, 6 + 2 * index, dtype=dtype, seed=index) + 0.3 for index in range(maps)]
+    weights = probabilities(batch, maps, dtype=dtype)
+    return features, normal(batch, *value, 5, dtype=dtype, seed=9), weights / weights.sum(1, keepdim=True)
+
+
+class TestAffinityAttention:
+    @pytest.mark.parametrize("sizes", [((6, 9), (3, 4)), ((6, 9), (6, 9)), ((1, 7), (1, 1)), ((4, 4), (6, 5))])
+    @pytest.mark.parametrize("maps", [1, 3])
+    @pytest.mark.parametrize("mean", [None, 0.1])
+    def test_is_the_definition(self, sizes, maps, mean):
+        arguments = affinity(sizes, maps)
+        mean = None if mean is None else torch.tensor([mean, -mean], dtype=torch.float64)
+        expected = reference.affinity_attention(*arguments, 1.2, 3.0, mean)
+        output = cpu.affinity_attention(*arguments, 1.2, 3.0, mean)
+        torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-12)
+
+    def test_cuts_and_keeps_as_the_definition(self):
+        """Equal vectors at β = 1 score 0, which stays; above it only the diagonal does."""
+        features, value, weights = torch.ones(1, 3, 3, 4), normal(1, 3, 3, 2), torch.ones(1, 1)
+        mean = torch.ones(1)
+        everything = cpu.affinity_attention([features], value, weights, 1.0, 3.0, mean)
+        torch.testing.assert_close(everything, value.mean((1, 2), keepdim=True).expand_as(value))
+        torch.testing.assert_close(cpu.affinity_attention([features], value, weights, 1.2, 3.0, mean), value)
+
+    def test_zeros_and_nan(self):
+        features, value, weights = affinity(((4, 5), (2, 3)))
+        features[0][0, 1, 1] = 0
+        expected = reference.affinity_attention(features, value, weights, 1.2, 3.0, None)
+        torch.testing.assert_close(cpu.affinity_attention(features, value, weights, 1.2, 3.0, None), expected)
+        features[1][1, 2, 2, 0] = torch.nan
+        output = cpu.affinity_attention(features, value, weights, 1.2, 3.0, None)
+        assert output[1].isnan().all()
+        torch.testing.assert_close(output[0], expected[0])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_dtypes_and_empty_maps(self, dtype):
+        features, value, weights = affinity(((6, 6), (3, 3)), dtype=dtype)
+        output = cpu.affinity_attention(features, value, weights.float(), 1.2, 3.0, None)
+        expected = reference.affinity_attention(features, value, weights.float(), 1.2, 3.0, None)
+        assert output.dtype == dtype
+        torch.testing.assert_close(output, expected, rtol=1e-2, atol=1e-3)
+        nothing = [one[:0] for one in features], value[:0], weights[:0]
+        assert cpu.affinity_attention(*nothing, 1.2, 3.0, None).shape == (0, 6, 6, 5)
+
+    def test_is_what_the_op_runs_on_the_cpu(self, monkeypatch):
+        features, value, weights = affinity(((4, 5), (2, 3)), batch=1, dtype=torch.float32)
+        together = ops.affinity_attention(features, value, weights=weights)
+        plain = ops.affinity_attention(features, value, weights=weights, backend="torch")
+        torch.testing.assert_close(together, plain)
+        assert torch.equal(together, cpu.affinity_attention(features, value, weights, 1.2, 3.0, None))
+
+
+class TestClassifyPixels:
+    @pytest.mark.parametrize("strip", [1, 1 << 19])
+    @pytest.mark.parametrize("words", [(0, 1, 2, 3), (2, 0, 0, 1, 1, 1, 3), (0, 0, 2, 5)])
+    @pytest.mark.parametrize("threshold", [0.0, 0.4])
+    def test_is_the_definition(self, words, threshold, strip, monkeypatch):
+        monkeypatch.setattr(cpu, "STRIP", strip)
+        logits = probabilities(2, len(words), 5, 7, dtype=torch.float64)
+        arguments = logits, (23, 17), 6.0, torch.tensor(words), max(words) + 1, threshold, 9
+        labels, confidence = cpu.classify_pixels(*arguments)
+        expected, best = reference.classify_pixels(*arguments)
+        assert torch.equal(labels, expected)
+        assert labels.dtype == torch.int32
+        assert len(labels.unique()) > 2
+        torch.testing.assert_close(confidence, best)
+
+    def test_the_first_class_wins_ties(self):
+        logits = torch.zeros(1, 3, 2, 2)
+        labels, _ = cpu.classify_pixels(logits, (2, 2), 40.0, torch.tensor([2, 0, 1]), 3, 0.0, -1)
+        assert (labels == 0).all()
+
+    def test_is_what_the_op_runs_on_the_cpu(self):
+        logits = normal(1, 4, 6, 6)
+        labels, confidence = ops.classify_pixels(logits, (20, 31), scale=3.0)
+        expected = cpu.classify_pixels(logits, (20, 31), 3.0, torch.arange(4), 4, 0.0, 0)
+        assert torch.equal(labels, expected[0])
+        assert torch.equal(confidence, expected[1])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from s2clip.kernels import cpu
 from s2clip.ops import checks
 from s2clip.ops.registry import Op
 
@@ -142,6 +143,7 @@ _affinity_attention = Op(
     "(Tensor[] features, Tensor value, Tensor weights, float beta, float gamma, Tensor? mean) -> Tensor",
     fake=lambda features, value, weights, beta, gamma, mean: value.new_empty((*features[0].shape[:3], value.shape[3])),
     body=_weigh_on_cpu,
+    on_cpu=cpu.affinity_attention,
 )
 
 

@@ -62,6 +62,7 @@ _classify_pixels = Op(
         logits.new_empty((logits.shape[0], *size), dtype=torch.promote_types(logits.dtype, torch.float32)),
     ),
     body=_classify,
+    on_cpu=cpu.classify_pixels,
 )
 
 
