@@ -142,7 +142,7 @@ class Segmenter:
             diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd" or a method that uses it; None:
                 `s2clip.diffusion.MODEL_ID`.
             regions: region ids of a picture, from its pixels and path, for a method that needs them.
-            compile: compile SAM's image encoder; the first picture waits minutes for it.
+            compile: compile the blocks of CLIP, the VFM and SAM's encoder; the first pictures wait minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
@@ -204,6 +204,15 @@ class Segmenter:
             options |= {"vfm": features, "sam": own_sam, "compile": compile}
             options |= {"diffusion": own_diffusion, "diffusion_model": diffusion_model}
             refiner = load_refiner(sam, settings, refine=refine, **options)
+        if compile:
+            logger.warning(
+                "compiling the blocks of %s: the first pictures wait one to several minutes for it, in every new "
+                "process and for every size of windows; worth it from some hundred pictures on",
+                " and ".join(model.name for model in (clip, features) if model is not None),
+            )
+            for encoder in (clip, features):
+                if encoder is not None:
+                    encoder.compile_blocks()
         keep_text = weights != "random" and (model != "tiny" if text_cache is None else text_cache)
         return cls(
             clip,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from small_models import PATCH, picture, small_clip, small_vfm
+from torch._dynamo.utils import counters
 
 from s2clip import decision
 from s2clip.errors import ImageError
@@ -481,3 +482,27 @@ def test_leaving_a_stream_early_ends_its_threads(make, tmp_path):
     assert any(thread.name.startswith("s2clip-read") for thread in threading.enumerate())
     stream.close()
     assert not any(thread.name.startswith("s2clip-read") for thread in threading.enumerate())
+
+
+def test_compiled_backbones_give_the_same(monkeypatch, caplog):
+    """Two graphs per backbone: one batch size, then any."""
+    sources = [picture(50, 71, seed=1), picture(40, 40, seed=2), picture(50, 71, seed=3), picture(40, 90, seed=4)]
+    options = {"method": "s2clip", "templates": "plain", **GEOMETRY, "max_batch": 4, "mix_pictures": False}
+
+    def load(compiled):
+        monkeypatch.setattr("s2clip.backbones.clip.load_clip", lambda *_, **__: small_clip())
+        monkeypatch.setattr("s2clip.backbones.vfm.load_vfm", lambda *_, **__: small_vfm())
+        return Segmenter.from_pretrained("ViT-B-16", text_cache=False, compile=compiled, **options).set_classes(CLASSES)
+
+    expected = load(False)(sources)
+    torch.compiler.reset()
+    counters.clear()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="eager", **options))
+    with caplog.at_level(logging.WARNING, logger="s2clip"):
+        segmenter = load(True)
+    assert "compiling the blocks of small and small-dino: the first pictures wait" in caplog.text
+    for one, other in zip(segmenter(sources), expected, strict=True):
+        torch.testing.assert_close(one.confidence, other.confidence, rtol=0, atol=1e-5)
+    assert 2 <= counters["stats"]["unique_graphs"] <= 4
+    torch.compiler.reset()

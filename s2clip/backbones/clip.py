@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -100,11 +101,17 @@ class CLIPBackbone(nn.Module):
         H and W must be multiples of the patch size (ValueError). pos_embed_interp: in place of the backbone's own.
         """
         x, grid = self.embed(images, pos_embed_interp=pos_embed_interp)
+        return self._run_blocks(x), grid
+
+    def _run_blocks(self, x: Tensor) -> list[Tensor]:
         states = [x]
         for index in range(self.layers - 1):
-            x = self.block(x, index)
-            states.append(x)
-        return states, grid
+            states.append(self.block(states[-1], index))
+        return states
+
+    def compile_blocks(self, **options: Any) -> None:
+        """As `s2clip.backbones.vfm.VisionFeatures.compile_blocks`, for the blocks of `hidden_states`."""
+        self._run_blocks = torch.compile(self._run_blocks, **options)
 
     def embed(
         self, images: Tensor, *, pos_embed_interp: PosEmbedInterp | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,9 @@ class SamFeatures(VisionFeatures):
         self.patch_size = sam.image_encoder.img_size // sam.prompt_encoder.image_embedding_size[0]
         self.width = sam.prompt_encoder.embed_dim
         self.eval().requires_grad_(False)
+
+    def compile_blocks(self, **options: Any) -> None:
+        self.model.image_encoder.compile(**options)
 
     def features(self, images: Tensor) -> Tensor:
         embeddings, size = encode_images(self.model, images)

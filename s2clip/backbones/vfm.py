@@ -8,6 +8,7 @@ which resamples in timm's way only. SAM is its image encoder with the neck, `s2c
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -51,6 +52,13 @@ class VisionFeatures(nn.Module):
         self.model = model
         self.name = name
         self._fingerprint = fingerprint or Fingerprint(model)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Have torch.compile, with these options, fuse what lies between the matrix products; compiled when first run.
+
+        A second batch size is compiled once more, for any.
+        """
+        raise NotImplementedError
 
     @property
     def weights_sha256(self) -> str:
@@ -108,10 +116,16 @@ class ViTFeatures(VisionFeatures):
         if size != list(images.shape[-2:]):
             images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
         x, grid = self._embed(images)
+        patches = self._run_blocks(x)[:, self.model.num_prefix_tokens :]
+        return patches.reshape(len(images), *grid, -1)
+
+    def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.model.blocks:
             x = block(x)
-        patches = self.model.norm(x)[:, self.model.num_prefix_tokens :]
-        return patches.reshape(len(images), *grid, -1)
+        return self.model.norm(x)
+
+    def compile_blocks(self, **options: Any) -> None:
+        self._run_blocks = torch.compile(self._run_blocks, **options)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         model = self.model
