@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow test-kernels test-app lint format bench gpu docs picture wheel clean
+.PHONY: demo test test-slow test-kernels test-app lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml
@@ -52,6 +52,9 @@ picture: .venv/stamp  # the README's, after the weights or the demo have changed
 	mkdir -p docs/images
 	cp out/picture/*.input.png docs/images/scene.png
 	cp out/picture/*.overlay.png docs/images/demo.png
+
+docs-figures: .venv/stamp  # docs/analysis.md: its figures and its tables, after weights or methods have changed
+	$(BIN)/python tools/docs_figures.py
 
 wheel: .venv/stamp
 	rm -rf build dist

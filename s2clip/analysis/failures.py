@@ -36,6 +36,8 @@ class Failures:
     pictures: int
     matrix: np.ndarray
     """[K,K] int64: pixels of the row's class that were given the column's, over all pictures"""
+    crowds: dict[int, tuple[float, int]]
+    """Classes in the truth → (mean mIoU of the pictures with so many, their number)"""
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Column names and one row per confusion that happened, the largest share of its true class first."""
@@ -61,6 +63,7 @@ def find_failures(pictures: Iterable[Picture], segmenter: "Segmenter", *, count:
         reject("count", "at least 1", count)
     total, seen = 0, 0
     worst: list[Answered] = []
+    crowds: dict[int, list[float]] = {}
     for picture in pictures:
         if picture.labels is None:
             reject("pictures", "pictures with label maps", f"{picture.name} without one")
@@ -68,7 +71,9 @@ def find_failures(pictures: Iterable[Picture], segmenter: "Segmenter", *, count:
         matrix = confusion_matrix(answer, picture.labels, len(segmenter.classes))
         total, seen = total + matrix, seen + 1
         worst.append(Answered(picture, answer.numpy(), mean_iou(matrix), pixel_accuracy(matrix)))
+        crowds.setdefault(int((matrix.sum(1) > 0).sum()), []).append(worst[-1].miou)
         worst = sorted(worst, key=lambda one: one.miou)[:count]  # stable: the earlier of two equal ones stays first
     if not seen:
         reject("pictures", "at least one", "none")
-    return Failures(segmenter.classes, tuple(worst), seen, total.numpy())
+    means = {classes: (float(np.mean(values)), len(values)) for classes, values in sorted(crowds.items())}
+    return Failures(segmenter.classes, tuple(worst), seen, total.numpy(), means)

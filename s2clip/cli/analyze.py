@@ -162,6 +162,10 @@ def failures(method: str, refine: str, worst: int, model_settings: dict[str, Any
             name = "failures" if len(report.sets) == 1 else f"failures-{one.name}"
             report.figure(name, failures_figure(found))
             tables[one.name] = report.table(name, *found.rows())
+            lines += [
+                f"{one.name}, {number} pictures with {classes} classes: mean mIoU {100 * mean:.1f} %"
+                for classes, (mean, number) in found.crowds.items()
+            ]
             lines += [f"{one.name}, {each.picture.name}: mIoU {100 * each.miou:.1f} %" for each in found.worst]
             lines += [
                 f"{one.name}: {100 * row['share_of_true']:.1f} % of {row['true']} given to {row['given']}"

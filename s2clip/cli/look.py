@@ -76,12 +76,12 @@ def features(
                     one.set_classes(names, background=None if classes else data.background)
             for name, picture in _named(report, data):
                 maps = _maps(picture, chosen, models, first, model_settings)
-                if not shared_colours:
-                    _draw_colours(report, name, picture, maps)
                 if near is not None:
                     pair["at"] = _peak(first, picture, near)
                 if any(value is not None for value in pair.values()):
                     _draw_patch(report, name, picture, maps, pair, attention)
+                if not shared_colours:
+                    _draw_colours(report, name, picture, maps)
                 if names is not None:
                     _draw_classes(report, name, picture, segmenters, staged, show)
         report.tell([f"{len(report.files)} figures"])

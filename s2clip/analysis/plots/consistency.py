@@ -47,8 +47,9 @@ def plot_average_precision(axes: Axes, found: Consistency, data: str) -> None:
 
 def drawn(curve: PrecisionRecall, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision) at no more than `points` of the curve's own points, its ends among them."""
-    wanted = np.linspace(curve.recall[0], 1, points)
-    places = np.unique(np.searchsorted(curve.recall, wanted).clip(max=len(curve.recall) - 1))
+    wanted = np.linspace(curve.recall[0], 1, points - 1)
+    last = len(curve.recall) - 1  # several bins may have recall 1: the pairs that are not alike go on
+    places = np.unique(np.append(np.searchsorted(curve.recall, wanted).clip(max=last), last))
     return curve.recall[places], curve.precision[places]
 
 

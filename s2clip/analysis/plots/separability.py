@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 24
-NAMED_IN_SCATTER = 6
+NAMED_IN_SCATTER = 3
 """Classes that are named in a plot, those with the closest neighbours first."""
 
 
@@ -54,7 +54,7 @@ def plot_scatter(axes: Axes, found: Mapping[str, Separability]) -> None:
         look = {"marker": MARKERS[index % len(MARKERS)], "color": colour(index), "linestyle": "none"}
         axes.plot(one.variance, one.distance, markersize=5, alpha=0.8, label=method, **look)
     method, one = next(reversed(found.items()))
-    for index in _hardest(one, NAMED_IN_SCATTER):
+    for index in np.argsort(one.distance - one.variance, kind="stable")[:NAMED_IN_SCATTER]:
         place = (one.variance[index], one.distance[index])
         axes.annotate(
             first_word(one.classes[index]), place, (3, 3), textcoords="offset points", fontsize=LETTERS - 2, color=GREY
@@ -72,7 +72,7 @@ def plot_projection(axes: Axes, method: str, one: Separability) -> None:
     for index, other in enumerate(one.nearest):
         axes.plot(*points[[index, other]].T, color=GREY, linewidth=0.6, alpha=0.6, zorder=1)
     axes.scatter(*points.T, s=22, color=[colour(index) for index in range(len(points))], zorder=2)
-    for index in _hardest(one):
+    for index in _closest(one):
         axes.annotate(
             first_word(one.classes[index]), points[index], (3, 3), textcoords="offset points", fontsize=LETTERS - 2
         )
@@ -83,10 +83,10 @@ def plot_projection(axes: Axes, method: str, one: Separability) -> None:
     name_axes(axes, x=first, y=second, title=f"{method}: class means")
 
 
-def _hardest(one: Separability, count: int = NAMED) -> np.ndarray:
+def _closest(one: Separability) -> np.ndarray:
     """The classes to name: those closest to another."""
     closest = np.sort(one.distances, axis=1)[:, 1]
-    return np.argsort(closest, kind="stable")[:count]
+    return np.argsort(closest, kind="stable")[:NAMED]
 
 
 def separability_figure(found: Mapping[str, Separability]) -> Figure:
