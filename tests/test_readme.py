@@ -42,7 +42,7 @@ def test_python_runs(tmp_path):
 @pytest.mark.usefixtures("photo")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command):
-    arguments = shlex.split(command)[1:]
+    arguments = shlex.split(command, comments=True)[1:]
     result = CliRunner().invoke(main, arguments + (["--limit", "1"] if "evaluate" in arguments else []))
     assert result.exit_code == 0, result.output
 
