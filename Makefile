@@ -47,11 +47,12 @@ gpu: .venv/stamp
 docs: .venv/stamp  # docs/ops.md, from the docstrings
 	$(BIN)/python tools/ops_reference.py
 
-picture: .venv/stamp  # the README's, after the weights or the demo have changed
+picture: .venv/stamp  # the README's and docs/refinement.md's, after the weights or the demo have changed
 	$(BIN)/s2clip demo -o out/picture
 	mkdir -p docs/images
 	cp out/picture/*.input.png docs/images/scene.png
 	cp out/picture/*.overlay.png docs/images/demo.png
+	$(BIN)/python tools/refinement_figure.py
 
 docs-figures: .venv/stamp  # docs/analysis.md: its figures and its tables, after weights or methods have changed
 	$(BIN)/python tools/docs_figures.py
