@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from s2clip import memory, pipeline
-from s2clip.decision import check_labels
+from s2clip.decision import Decision, check_labels
 from s2clip.encoder import Encoded, Encoder
 from s2clip.errors import RefinementError, reject
+from s2clip.graphs import GraphCache, classify
 from s2clip.images import MAX_PIXELS, Source
 from s2clip.methods import RECIPES, Method, get_method
-from s2clip.published.extension import Models, resolve_extension
+from s2clip.published.extension import Extension, Models, resolve_extension
 from s2clip.reading import Failure, Picture, Uploader, read, read_batches
 from s2clip.refinement.scores import DenseScores, ScoreMaps
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
@@ -61,6 +62,7 @@ class Segmenter:
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
         max_memory: str | int | None = None,
+        cuda_graphs: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
@@ -70,7 +72,7 @@ class Segmenter:
         refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
         region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
         the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
-        mix_pictures: see `Encoder`. max_memory, max_pixels: see `from_pretrained`.
+        mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels: see `from_pretrained`.
         """
         self.method = get_method(method)
         sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
@@ -94,8 +96,10 @@ class Segmenter:
                 refiner.sam.most_prompts = cap.prompts
         batches = {"max_batch": max_batch, "mix_pictures": mix_pictures, "cap": cap}
         self._encoder = Encoder(self._models, self.method, **batches)
+        self._graphs = GraphCache(classify) if cuda_graphs else None
         self._upload = Uploader(clip.device)
         self._text = TextEncoder(clip, files=text_files)
+        self._class_index: tuple[tuple[int, ...], Tensor] | None = None
         self._vocabulary: Vocabulary | None = None
         self._background: int | None = None
 
@@ -124,6 +128,7 @@ class Segmenter:
         max_batch: int | None = None,
         mix_pictures: bool | None = None,
         max_memory: str | int | None = None,
+        cuda_graphs: bool = False,
         max_pixels: int = MAX_PIXELS,
         **fields: Any,
     ) -> "Segmenter":
@@ -155,6 +160,8 @@ class Segmenter:
             max_batch, mix_pictures: see `s2clip.encoder.Encoder`.
             max_memory: "8GB" (10^9 bytes), "7.5GiB" or bytes: windows, words, prompts and pictures are worked on in
                 chunks that `s2clip.memory` says fit. None: as fast as they go.
+            cuda_graphs: replay the decision as a CUDA graph for picture sizes that come often (`s2clip.graphs`); off,
+                because what that saves is not measured yet. For spliced methods without refinement.
             max_pixels: pictures with more pixels are refused before they are decoded.
             fields: any other field of `Method`, to change one value: `tau=2.0`, or `**{"extension.depth": 3}`.
 
@@ -204,6 +211,8 @@ class Segmenter:
             options |= {"vfm": features, "sam": own_sam, "compile": compile}
             options |= {"diffusion": own_diffusion, "diffusion_model": diffusion_model}
             refiner = load_refiner(sam, settings, refine=refine, **options)
+        if cuda_graphs and clip.device.type != "cuda":
+            reject("cuda_graphs", "False without a CUDA device", True)
         if compile:
             logger.warning(
                 "compiling the blocks of %s: the first pictures wait one to several minutes for it, in every new "
@@ -226,6 +235,7 @@ class Segmenter:
             max_batch=max_batch,
             mix_pictures=mix_pictures,
             max_memory=max_memory,
+            cuda_graphs=cuda_graphs,
             max_pixels=max_pixels,
         )
 
@@ -444,15 +454,7 @@ class Segmenter:
                 with watch("text"):
                     text = self._rows(words)
                 with watch("classify"):
-                    labels, confidence, maps = self._extension.decide(
-                        one,
-                        text,
-                        words.class_index,
-                        background,
-                        self._models,
-                        self.method,
-                        with_scores=self.refiner is not None,
-                    )
+                    labels, confidence, maps = self._decide(one, text, words, background)
                     scores.append(maps)
             results.append(
                 Result(
@@ -467,6 +469,21 @@ class Segmenter:
                 )
             )
         return results if self.refiner is None else self._refined(encoded, results, scores)
+
+    def _decide(self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None) -> Decision:
+        settings, method = (words.class_index, background, self._models, self.method), self.method
+        own_rules = (
+            method.area_threshold is not None
+            or method.pamr_iterations
+            or type(self._extension).decide is not Extension.decide
+        )
+        if self._graphs is None or self.refiner is not None or not encoded.spliced or own_rules:
+            return self._extension.decide(encoded, text, *settings, with_scores=self.refiner is not None)
+        if self._class_index is None or self._class_index[0] != words.class_index:
+            self._class_index = words.class_index, torch.tensor(words.class_index, device=self.device)
+        rules = {"classes": len(words.classes), "background": -1 if background is None else background}
+        rules |= {"scale": method.logit_scale, "threshold": method.threshold, "size": encoded.size}
+        return Decision(*self._graphs(encoded.features[0], text, self._class_index[1], **rules), None)
 
     def _refined(self, encoded: Sequence[Encoded], coarse: list[Result], scores: Sequence[ScoreMaps]) -> list[Result]:
         watch = Stopwatch(self.device)
