@@ -1,6 +1,7 @@
 """What s2clip raises beside `ValueError`: one line each, saying what is wrong and what helps."""
 
 import struct
+from collections.abc import Sequence
 from typing import NoReturn
 
 # Everything that Pillow's readers were seen to raise on damaged files.
@@ -37,6 +38,12 @@ class RefinementError(S2ClipError, RuntimeError):
     def __init__(self, message: str, coarse: list) -> None:
         super().__init__(message)
         self.coarse = coarse
+
+
+def first_few(items: Sequence[object], most: int) -> str:
+    """ "a, b, c and 4 more": a list that stays on its line."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def reject(argument: str, expected: str, received: object) -> NoReturn:

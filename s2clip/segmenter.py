@@ -15,7 +15,7 @@ from torch import Tensor
 from s2clip import memory, pipeline
 from s2clip.decision import Decision, check_labels
 from s2clip.encoder import Encoded, Encoder
-from s2clip.errors import RefinementError, reject
+from s2clip.errors import RefinementError, first_few, reject
 from s2clip.graphs import GraphCache, classify
 from s2clip.images import MAX_PIXELS, Source
 from s2clip.methods import RECIPES, Method, get_method
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from s2clip.refinement.sam import Refined
 
 logger = logging.getLogger(__name__)
+
+SAID = 10
+"""Words named in a warning."""
 
 RegionSource = Callable[[Tensor, str | None], Tensor]
 """A picture uint8 [3,H,W] and its path, if it has one → integers [H,W], the id of each pixel's region."""
@@ -573,9 +576,8 @@ class Segmenter:
                     value = getattr(self.method, field)
                     reject("background", f"one of {', '.join(words.classes)}, for {field}={value}", None)
         if unknown := self.clip.unknown_words(list(words.words)):
-            logger.warning(
-                "model %s does not know %s: expect nothing of these words", self.clip.name, ", ".join(unknown)
-            )
+            words_said = first_few(unknown, SAID)
+            logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
         return words, number
 
     def _rows(self, words: Vocabulary) -> Tensor:

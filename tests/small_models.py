@@ -36,7 +36,7 @@ class HashTokenizer:
         return tokens
 
     def unknown_words(self, texts):
-        return [word for text in texts for word in text.split() if word == "zyx"]
+        return [word for text in texts for word in text.split() if word.startswith("zyx")]
 
 
 def small_clip(seed=0, patch=PATCH, layers=LAYERS):

@@ -1,6 +1,7 @@
 """The program as a user meets it: exit codes, one clear line for every bad input, nothing half-written."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 
 from s2clip import Segmenter, cli, scenes
 from s2clip.cli.demo import DEMO_SCENE
+from s2clip.cli.options import output_options
 from s2clip.inputs import expand, name_outputs
 
 CLASSES = "sky, water; sea, grass, house"
@@ -253,6 +255,17 @@ def test_unknown_words_are_said_in_one_line(run, tmp_path):
     assert result.exit_code == 0
     assert len(result.stderr.splitlines()) == 1
     assert "xylophone" in result.stderr
+
+
+def test_a_warning_is_said_once():
+    @click.command()
+    @output_options
+    def command(as_json, show_progress):
+        for text in ("one", "two", "one"):
+            logging.getLogger("s2clip.any").warning(text)
+
+    for _ in range(2):  # anew in every run of a command
+        assert CliRunner().invoke(command).stderr.splitlines() == ["WARNING: one", "WARNING: two"]
 
 
 def test_threshold_gives_pixels_to_the_background(run, tmp_path):

@@ -293,9 +293,9 @@ def test_predictions_that_are_missing_or_wrong_are_named(dataset, tmp_path):
         (
             "no prediction for this",
             "expected 40x32",
-            "got RGB",
+            "received mode RGB",
             "class ids 0 to 12 wherever the annotation counts, received 13",
-            "cannot be read",
+            "cannot be read as a label map (not a picture); save it again",
         ),
         strict=True,
     ):

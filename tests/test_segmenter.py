@@ -317,7 +317,15 @@ def test_failed_set_classes_keeps_the_old_ones(make):
 def test_unknown_words_are_said(make, caplog):
     with caplog.at_level(logging.WARNING, logger="s2clip"):
         make(classes=["sky", "zyx"])
-    assert "model small does not know zyx" in caplog.text
+    assert "model small does not know zyx: expect" in caplog.text
+
+
+def test_only_the_first_unknown_words_are_said(make, caplog):
+    words = [f"zyx{letter}" for letter in "abcdefghijklm"]
+    with caplog.at_level(logging.WARNING, logger="s2clip"):
+        make(classes=["sky", *words])
+    (record,) = caplog.records
+    assert f"does not know {', '.join(words[:10])} and 3 more: expect" in record.getMessage()
 
 
 def test_settings_and_timings(make):

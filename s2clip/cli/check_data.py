@@ -10,6 +10,7 @@ import click
 from s2clip.cli.console import progress, say, usage_errors
 from s2clip.cli.options import output_options
 from s2clip.cli.program import INPUTS_FAILED
+from s2clip.errors import first_few
 
 if TYPE_CHECKING:
     from s2clip.evaluation.check import Check
@@ -46,9 +47,8 @@ def _report(found: "Check", full: bool) -> None:
     if found.read:
         extent = "all" if full else f"{found.read} pictures; --full reads all"
         absent = found.absent
-        missing = f"; no pixel of {', '.join(absent[:3])}" if full and absent else ""
-        more = f" and {len(absent) - 3} more" if missing and len(absent) > 3 else ""
-        say(f"  labels       {len(facts.classes) - len(absent)} classes seen in {extent}{missing}{more}")
+        missing = f"; no pixel of {first_few(absent, 3)}" if full and absent else ""
+        say(f"  labels       {len(facts.classes) - len(absent)} classes seen in {extent}{missing}")
     for problem in found.problems:
         say(f"\n{problem}")
     if not found.problems:

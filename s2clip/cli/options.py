@@ -79,6 +79,7 @@ def output_options(command: Callable) -> Callable:
     @functools.wraps(command)
     def with_log(verbose: bool, quiet: bool, **arguments: Any) -> Any:
         handler = logging.StreamHandler(sys.stderr)
+        handler.addFilter(_Once())
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger = logging.getLogger("s2clip")
         level = logger.level
@@ -91,6 +92,20 @@ def output_options(command: Callable) -> Callable:
             logger.setLevel(level)
 
     return decorated(with_log, options)
+
+
+class _Once(logging.Filter):
+    """Lets a warning pass once: many cells of a table ask for the same words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        repeated = record.levelno >= logging.WARNING and text in self._said
+        self._said.add(text)
+        return not repeated
 
 
 def decorated(command: Callable, options: Iterable[Callable]) -> Callable:

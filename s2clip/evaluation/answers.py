@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from s2clip.errors import DatasetError
+from s2clip.evaluation.label_maps import read_label_map
 from s2clip.evaluation.metrics import IGNORE
 from s2clip.evaluation.pictures import Item, Reading, one_line
 from s2clip.evaluation.protocol import machine
-from s2clip.images import DAMAGE
 from s2clip.reading import Failure
 from s2clip.result import Result
-
-INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +88,9 @@ class SavedAnswers:
         if item.error is not None:
             return Answer(error=item.error)
         try:
-            with Image.open(path) as image:
-                if image.mode not in INDEXED:
-                    return Answer(error=f"{path}: expected one class id per pixel (L, P or 16 bit), got {image.mode}")
-                ids = np.array(image)
-        except FileNotFoundError:
-            return Answer(error=f"{path}: no prediction for this picture")
-        except DAMAGE as error:
-            return Answer(error=f"{path}: cannot be read: {one_line(error)}")
+            ids = read_label_map(path, missing="no prediction for this picture", fix="save it again")
+        except DatasetError as error:
+            return Answer(error=str(error))
         if ids.shape != tuple(item.target.shape):
             expected = f"{item.target.shape[1]}x{item.target.shape[0]}, the size of the annotation"
             return Answer(error=f"{path}: expected {expected}, received {ids.shape[1]}x{ids.shape[0]}")

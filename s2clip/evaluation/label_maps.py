@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from s2clip.errors import DAMAGE, DatasetError
+from s2clip.errors import DAMAGE, DatasetError, first_few
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark
 
 INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -13,8 +13,12 @@ INVALID = 254  # no data set has that many classes
 _ORIENTATION = 0x0112
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """The numbers as they stand in the file, [H,W] uint8 or int32; a palette PNG gives its indices.
+def read_label_map(
+    path: Path, *, missing: str = "no such annotation", fix: str = "unpack or convert it again"
+) -> np.ndarray:
+    """The numbers as they stand in the file, [H,W] uint8, uint16 or int32; a palette PNG gives its indices.
+
+    missing, fix: what is said of a file that is not there, and what helps against a damaged one.
 
     Raises:
         DatasetError: missing, damaged, or colours instead of numbers; one line naming the file.
@@ -30,9 +34,9 @@ def read_label_map(path: Path) -> np.ndarray:
     except DatasetError:
         raise
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation") from None
+        raise DatasetError(f"{path}: {missing}") from None
     except DAMAGE as error:
-        raise DatasetError(f"{path}: cannot be read as a label map ({error}); unpack or convert it again") from None
+        raise DatasetError(f"{path}: cannot be read as a label map ({_reason(error)}); {fix}") from None
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
@@ -56,7 +60,7 @@ def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     ids = np.frombuffer(bytearray(values.tobytes().translate(table.tobytes())), np.uint8).reshape(values.shape)
     if (unknown := ids == INVALID).any():
         bad = np.unique(values[unknown])
-        raise ValueError(", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+        raise ValueError(first_few(bad.tolist(), 5))
     return ids
 
 
@@ -75,5 +79,10 @@ def picture_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such picture") from None
     except DAMAGE as error:
-        raise DatasetError(f"{path}: truncated or damaged ({error}); unpack it again") from None
+        raise DatasetError(f"{path}: truncated or damaged ({_reason(error)}); unpack it again") from None
     return (width, height) if turned else (height, width)
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's words, without the path once more."""
+    return "not a picture" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
