@@ -12,7 +12,7 @@ from torch import Tensor
 from s2clip import ops, pamr
 from s2clip.by_words import WordScores
 from s2clip.errors import reject
-from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
+from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps, take
 from s2clip.windows import resize
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def decide_picture(
     """The shared decision about one picture: cosines with the text's unit rows [Q,C], PAMR, then `decide`."""
 
     def maps(words: Sequence[int]) -> Tensor:
-        cosines = cosine_maps(encoded, text if len(words) == len(text) else text[list(words)])
+        cosines = cosine_maps(encoded, text if len(words) == len(text) else take(text, words))
         return along_edges(cosines, encoded, method) if method.pamr_iterations else cosines
 
     if encoded.words_at_once is not None and encoded.words_at_once < len(text):
@@ -83,7 +83,7 @@ def along_edges(cosines: Tensor, encoded: Encoded, method: Method) -> Tensor:
 
     Its edges are those of the picture as the windows saw it, at the canvas' resolution, as published.
     """
-    image = resize(encoded.picture.to(cosines.device), encoded.canvas)
+    image = resize(encoded.picture.to(cosines.device, non_blocking=True), encoded.canvas)
     image = F.interpolate(image[None], encoded.size, mode="bilinear", align_corners=False)[0]
     settings = {"iterations": method.pamr_iterations, "dilations": method.pamr_dilations}
     return pamr.refine_maps(cosines[0], encoded.size, image, **settings)[None]

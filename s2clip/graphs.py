@@ -27,7 +27,8 @@ class CapturedGraph:
         self.graph = torch.cuda.CUDAGraph()
         function(*self.inputs, **constants)  # compiles kernels and makes workspaces, which a capture may not
         torch.cuda.current_stream().synchronize()
-        with torch.cuda.graph(self.graph):
+        # Threads that read pictures pin memory meanwhile, which a capture watched globally would not survive.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = function(*self.inputs, **constants)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ from s2clip.errors import reject
 from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
 from s2clip.published.levels_attention import crop_features, level_features
 from s2clip.refinement.full_size import best_class, extremes
-from s2clip.refinement.scores import DenseScores
+from s2clip.refinement.scores import DenseScores, take
 from s2clip.values import is_real, is_whole
 from s2clip.windows import resized_size
 
@@ -181,8 +181,8 @@ def foreground_scores(
     """
     foreground = [row for row, index in enumerate(class_index) if index != background]
     others = [row for row in range(len(text)) if row not in set(foreground)]
-    words = text[foreground]
-    rows = torch.cat([words, text[others], F.normalize(words.mean(0, keepdim=True), dim=1)])
+    words = take(text, foreground)
+    rows = torch.cat([words, take(text, others), F.normalize(words.mean(0, keepdim=True), dim=1)])
     shares = (scale * (rows @ features)).softmax(1)[:, : len(words)]
     owners = [class_index[row] for row in foreground]
     counts = [owners.count(index) for index in dict.fromkeys(owners)]
@@ -194,10 +194,10 @@ def choose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """v of the foreground's classes → labels [H,W], the largest value [H,W] and planes [K,·,·] of all classes."""
     first, confidence = best_class(values, size)
-    labels = torch.tensor(classes, device=first.device)[first]
+    labels = torch.tensor(classes).to(first.device, non_blocking=True)[first]
     count = len(classes) + (background is not None)
     planes = values.scores.new_zeros(count, *values.scores.shape[1:])
-    planes[list(classes)] = values.scores
+    planes.index_copy_(0, torch.tensor(classes).to(planes.device, non_blocking=True), values.scores)
     if background is None:
         return labels, confidence, planes
     planes[background] = (1 - values.scores.amax(0)).square()

@@ -124,7 +124,7 @@ def make_prompts(
     device = scores.device
     half = tuple(regions.labels.shape)
     height, width = input_size(half if settings.faithful else size, frame)
-    factor = torch.tensor([width / half[1], height / half[0]], device=device)
+    factor = torch.tensor([width / half[1], height / half[0]]).to(device, non_blocking=True)
     classes = torch.tensor(regions.counts, dtype=torch.int64).to(device, non_blocking=True)
     return Prompts(
         boxes=regions.components.box * factor.repeat(2) if settings.use_box else None,

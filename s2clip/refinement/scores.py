@@ -85,7 +85,7 @@ class DenseScores(ScoreMaps):
 
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
         consecutive = classes[-1] - classes[0] + 1 == len(classes)
-        chosen = self.scores[classes[0] : classes[-1] + 1] if consecutive else self.scores[list(classes)]
+        chosen = self.scores[classes[0] : classes[-1] + 1] if consecutive else take(self.scores, classes)
         chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
         if tuple(size) == self.fine_size:
             return chosen
@@ -154,7 +154,7 @@ class LogitScores(ScoreMaps):
 
     def _upsampled(self, words: Sequence[int], size: tuple[int, int], rows: slice) -> Tensor:
         """Rows of scale·logits resized to `size`, bilinear: [n,r,W]."""
-        chosen = self.logits[list(words)] if len(words) < len(self.logits) else self.logits
+        chosen = take(self.logits, words) if len(words) < len(self.logits) else self.logits
         last = chosen.shape[1] - 1
         source = torch.arange(rows.start, rows.stop, device=self.device, dtype=torch.float32)
         source = ((source + 0.5) * ((last + 1) / size[0]) - 0.5).clamp_(0, last)
@@ -194,6 +194,11 @@ def _take_own(own: Tensor, planes: Tensor, class_map: Tensor, first: int) -> Non
     position = class_map.long() - first
     inside = (position >= 0) & (position < len(planes))
     torch.where(inside, planes.gather(0, position.where(inside, 0)[None])[0], own, out=own)
+
+
+def take(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """tensor[rows] without waiting for a device, as indexing by a list does."""
+    return tensor.index_select(0, torch.tensor(rows, dtype=torch.int64).to(tensor.device, non_blocking=True))
 
 
 def half_size(size: Sequence[int]) -> tuple[int, int]:
