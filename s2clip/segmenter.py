@@ -101,6 +101,8 @@ class Segmenter:
         self._encoder = Encoder(self._models, self.method, **batches)
         self._graphs = GraphCache(classify) if cuda_graphs else None
         self._upload = Uploader(clip.device)
+        # One stream for all calls: the allocator keeps memory per stream, and would fill it anew in every call.
+        self._queue = pipeline.DeviceQueue(clip.device)
         self._text = TextEncoder(clip, files=text_files)
         self._class_index: tuple[tuple[int, ...], Tensor] | None = None
         self._vocabulary: Vocabulary | None = None
@@ -329,8 +331,7 @@ class Segmenter:
         return self._run(batches, record=True)
 
     def _run(self, batches: Iterable[list[Picture | Failure]], record: bool) -> Iterator[Result | Failure]:
-        queue = pipeline.DeviceQueue(self.device)
-        return pipeline.run(batches, self._compute, queue, split=self._groups, record=record)
+        return pipeline.run(batches, self._compute, self._queue, split=self._groups, record=record)
 
     def _groups(self, batch: Sequence[Picture | Failure]) -> list[int]:
         """How many neighbours of a batch are computed together: one where pictures are not mixed, else what fits."""
