@@ -90,7 +90,7 @@ DAMAGE = {
     "annotation": (lambda tree: tree.annotations[tree.names[0]].unlink(), "SegmentationClass/2007_000033.png"),
     "two annotations": (
         lambda tree: [tree.annotations[name].unlink() for name in tree.names[1:]],
-        "nor those of 1 others",
+        "this annotation is not there, nor that of one other",
     ),
     "label": (lambda tree: broken_labels(tree, 99), "2007_000042.png: expected labels 0 to 20 or 255, received 99"),
     "size": (lambda tree: save(tree.annotations[tree.names[2]], np.zeros((9, 9), np.uint8)), "received 9x9"),

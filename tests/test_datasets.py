@@ -87,6 +87,14 @@ def test_the_split_file_gives_the_order_and_leaves_others_out(tmp_path):
     assert [sample.name for sample in open_dataset("voc21", tmp_path)] == order
 
 
+def test_the_split_of_another_part_is_told_by_its_length(tmp_path, caplog):
+    tree = make_tree("voc21", tmp_path)
+    assert len(open_dataset("voc21", tmp_path)) == 3
+    (record,) = caplog.records
+    said = f"{tree.root / 'ImageSets/Segmentation/val.txt'}: 3 pictures, PASCAL VOC 2012 with background has 1449"
+    assert record.getMessage().startswith(said)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])
 def test_every_kind_of_label_file_gives_its_numbers(mode, tmp_path):
     tree = make_tree("ade20k", tmp_path, count=1)

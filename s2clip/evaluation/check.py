@@ -11,7 +11,7 @@ import numpy as np
 from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark, benchmark
 from s2clip.evaluation.datasets import Dataset, Sample, dataset_of
-from s2clip.evaluation.folders import Problem, Scan, find_root, problems, scan
+from s2clip.evaluation.folders import find_root, problems, scan, wrong_count
 from s2clip.evaluation.label_maps import picture_size
 from s2clip.evaluation.parallel import in_threads
 
@@ -70,16 +70,10 @@ def check(name: str, root: str | Path, *, full: bool = False, progress: Progress
         "named": len(found.names),
         "complete": len(dataset),
     }
-    if not result.problems and len(dataset) != facts.images:
-        result.problems.append(str(_wrong_count(found, len(dataset))))
+    if not result.problems:
+        result.problems += [str(problem) for problem in wrong_count(found)]
     _read_samples(result, dataset, full, progress)
     return result
-
-
-def _wrong_count(found: Scan, count: int) -> Problem:
-    facts, where = found.facts, found.split.path if found.split else found.pictures.folder
-    fix = "figures are not comparable with published ones" if count < facts.images else "remove what does not belong"
-    return Problem(where, f"{count} pictures, {facts.title} has {facts.images}", fix)
 
 
 def _read_samples(result: Check, dataset: Dataset, full: bool, progress: Progress) -> None:

@@ -5,6 +5,7 @@ dataset[0].image_path, dataset.annotation(0), dataset.classes, dataset.backgroun
 """
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ import numpy as np
 
 from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import DATASETS, IGNORE, Benchmark, benchmark, resolve_name
-from s2clip.evaluation.folders import Scan, find_root, problems, scan
+from s2clip.evaluation.folders import Scan, find_root, problems, scan, wrong_count
 from s2clip.evaluation.label_maps import class_table, look_up, picture_size, read_label_map
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "benchmark", "open_dataset", "resolve_name"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Dataset(Sequence):
 def open_dataset(name: str, root: str | Path) -> Dataset:
     """The data set `name` (hyphens and capitals are fine) below `root`: its own folder or one that holds it.
 
+    A number of pictures other than the official one is a warning.
+
     Raises:
         ValueError: unknown name; the valid ones are listed.
         DatasetError: a folder, the split file, a picture or an annotation is missing; one line naming it and the fix.
@@ -111,6 +116,8 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
     found = scan(facts, find_root(facts, root))
     for problem in problems(found):
         raise DatasetError(str(problem))
+    for problem in wrong_count(found):
+        logger.warning("%s", problem)
     return dataset_of(found)
 
 

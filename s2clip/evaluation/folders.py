@@ -140,8 +140,20 @@ def problems(found: Scan) -> Iterator[Problem]:
         return
     for kind, listing, fix in (("picture", pictures, download), ("annotation", annotations, found.annotation_fix)):
         if missing := found.missing(listing):
-            more = f", nor those of {len(missing) - 1} others" if len(missing) > 1 else ""
-            yield Problem(listing.path(missing[0]), f"this {kind} is not there{more}", fix)
+            others = {1: "", 2: ", nor that of one other"}.get(
+                len(missing), f", nor those of {len(missing) - 1} others"
+            )
+            yield Problem(listing.path(missing[0]), f"this {kind} is not there{others}", fix)
+
+
+def wrong_count(found: Scan) -> Iterator[Problem]:
+    """More or fewer pictures than the official split has, as another split's file or half a download leaves them."""
+    facts, count = found.facts, len(found.names)
+    if count != facts.images:
+        where = found.split.path if found.split else found.pictures.folder
+        fewer = "figures are not comparable with published ones"
+        fix = fewer if count < facts.images else "remove what does not belong"
+        yield Problem(where, f"{count} pictures, {facts.title} has {facts.images}", fix)
 
 
 def _why_empty(listing: Listing) -> str:
