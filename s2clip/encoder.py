@@ -214,10 +214,10 @@ class Encoder:
                     [cut_windows(job.region_ids, job.boxes[part], self.multiple, outside)[:, 0] for job, part in batch]
                 )
         windows = Windows(images, regions, self._most([job for job, _ in batch]))
-        features, extra = self.extension.window_features(windows, self.models, self.method, watch)
+        features, extra, joint = self.extension.window_features(windows, self.models, self.method, watch)
         if self.method.merge == "pixel":
             with watch("head"):
-                features = self._head(features)
+                features = F.normalize(features.float(), dim=-3) if joint else self._head(features)
         lengths = [len(job.boxes[part]) for job, part in batch]
         with watch("head"):
             for (job, _), own in zip(batch, features.split(lengths), strict=True):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from s2clip.errors import reject
 from s2clip.published.cliper import Cliper
 from s2clip.published.clipsurgery import ClipSurgery
+from s2clip.published.corrclip import CorrClip
 from s2clip.published.extension import Extension, replace_fields
 from s2clip.published.gem import Gem
 from s2clip.published.scclip import ScClip
@@ -346,6 +347,12 @@ METHODS: dict[str, Method] = {
             crop=224,
             merge="pixel",
             extension=ScClip(),
+        ),
+        Method(
+            name="corrclip",
+            source="CorrCLIP (Zhang et al. 2025), version 1, zdk258/CorrCLIP; published with MetaCLIP and SAM 2's masks",
+            merge="pixel",
+            extension=CorrClip(),
         ),
         Method(
             name="s2clip",

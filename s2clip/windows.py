@@ -63,11 +63,12 @@ def _linear_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """[H,W] of any dtype → [h,w]: output row i is input row ⌊i·H/h⌋."""
-    rows, columns = (
-        torch.arange(new, device=labels.device) * old // new for old, new in zip(labels.shape, size, strict=True)
-    )
-    return labels.index_select(0, rows).index_select(1, columns)
+    """[...,H,W] of any dtype → [...,h,w]: output row i is input row ⌊i·H/h⌋."""
+    sides = labels.shape[-2:]
+    if all(new and old % new == 0 for old, new in zip(sides, size, strict=True)):
+        return labels[..., :: sides[0] // size[0], :: sides[1] // size[1]].contiguous()
+    rows, columns = (torch.arange(new, device=labels.device) * old // new for old, new in zip(sides, size, strict=True))
+    return labels.index_select(-2, rows).index_select(-1, columns)
 
 
 def window_starts(size: int, crop: int | None, stride: int) -> list[int]:

@@ -54,6 +54,8 @@ PUBLISHED = [
     ("proxyclip", "coco_object", {"threshold": 0.25, "crop": 336, "stride": 112, "short_side": 336}),
     ("proxyclip", "ade20k", {"short_side": 448, "crop": 336}),
     ("proxyclip", "cityscapes", {"short_side": 448, "crop": 224}),
+    ("corrclip", "context60", {"threshold": 0.15, "crop": 336, "stride": 112, "short_side": 336}),
+    ("corrclip", "cityscapes", {"threshold": 0, "crop": 224, "short_side": 448}),
     ("scclip", "coco_object", {"logit_scale": 55, "threshold": 0.35}),
     ("naclip", "ade20k", {"pamr_iterations": 10, "pamr_dilations": (8, 16)}),
     ("cliper", "voc21", {"threshold": 0.6, "crop": None, "short_side": 336, "templates": "cliper15"}),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from s2clip import weights as weight_files
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
+from s2clip.errors import reject
 from s2clip.weights import Fingerprint
 
 ARCHITECTURES = {
@@ -80,6 +81,10 @@ class VisionFeatures(nn.Module):
         """Patch features after the last norm: images [B,3,H,W] in [0,1] -> [B,h,w,C], rows top to bottom."""
         raise NotImplementedError
 
+    def last_projections(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the last block, heads joined, each [B,h,w,C]. ValueError for a model that is no plain ViT."""
+        reject("vfm", "a DINO or DINOv2 for its last block's queries and keys", repr(self.name))
+
 
 class ViTFeatures(VisionFeatures):
     """A timm VisionTransformer: h = ⌈H/p⌉, w = ⌈W/p⌉.
@@ -111,13 +116,26 @@ class ViTFeatures(VisionFeatures):
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
+        x, grid = self._embed(self._fitted(images))
+        return self._patches(self._run_blocks(x), grid)
+
+    def last_projections(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, grid = self._embed(self._fitted(images))
+        for block in self.model.blocks[:-1]:
+            x = block(x)
+        last = self.model.blocks[-1]
+        return tuple(self._patches(part, grid) for part in last.attn.qkv(last.norm1(x)).chunk(3, -1))
+
+    def _patches(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return tokens[:, self.model.num_prefix_tokens :].unflatten(1, grid)
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Enlarged until both sides are multiples of the patch."""
         check_images(images)
         size = [-(-side // self.patch_size) * self.patch_size for side in images.shape[-2:]]
         if size != list(images.shape[-2:]):
             images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
-        x, grid = self._embed(images)
-        patches = self._run_blocks(x)[:, self.model.num_prefix_tokens :]
-        return patches.reshape(len(images), *grid, -1)
+        return images
 
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.model.blocks:

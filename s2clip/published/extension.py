@@ -99,6 +99,8 @@ class WindowFeatures(NamedTuple):
     """[n,D,r,c] before the vision head, or [n,S,D,r,c] for S of them, where the method decides for itself."""
     extra: Mapping[str, Tensor] = MappingProxyType({})
     """Anything else the decision needs, each [n,...]: `Encoded.extra` has it for all windows of the picture."""
+    joint: bool = False
+    """maps are in the joint space already, [n,C,r,c], and need no head; for merge="pixel" only."""
 
 
 class PictureFeatures(NamedTuple):
