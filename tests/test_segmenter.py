@@ -401,8 +401,8 @@ def test_from_pretrained_checks_before_it_loads(arguments, message):
 def loads(clip, vfm, monkeypatch):
     """What from_pretrained loads: (role, name, options) in order, answered by the small models."""
     calls = []
-    monkeypatch.setattr("s2clip.backbones.clip.load_clip", lambda name, **o: calls.append(("clip", name, o)) or clip)
-    monkeypatch.setattr("s2clip.backbones.vfm.load_vfm", lambda name, **o: calls.append(("vfm", name, o)) or vfm)
+    monkeypatch.setattr("s2clip.loading.load_clip", lambda name, **o: calls.append(("clip", name, o)) or clip)
+    monkeypatch.setattr("s2clip.loading.load_vfm", lambda name, **o: calls.append(("vfm", name, o)) or vfm)
     return calls
 
 
@@ -498,8 +498,8 @@ def test_compiled_backbones_give_the_same(monkeypatch, caplog):
     options = {"method": "s2clip", "templates": "plain", **GEOMETRY, "max_batch": 4, "mix_pictures": False}
 
     def load(compiled):
-        monkeypatch.setattr("s2clip.backbones.clip.load_clip", lambda *_, **__: small_clip())
-        monkeypatch.setattr("s2clip.backbones.vfm.load_vfm", lambda *_, **__: small_vfm())
+        monkeypatch.setattr("s2clip.loading.load_clip", lambda *_, **__: small_clip())
+        monkeypatch.setattr("s2clip.loading.load_vfm", lambda *_, **__: small_vfm())
         return Segmenter.from_pretrained("ViT-B-16", text_cache=False, compile=compiled, **options).set_classes(CLASSES)
 
     expected = load(False)(sources)

@@ -128,7 +128,7 @@ def test_the_folder_lies_beside_the_weights(tmp_path, monkeypatch):
     ],
 )
 def test_which_models_keep_their_vectors(model, options, kept, clip, monkeypatch, tmp_path):
-    monkeypatch.setattr("s2clip.backbones.clip.load_clip", lambda name, **_: clip)
+    monkeypatch.setattr("s2clip.loading.load_clip", lambda name, **_: clip)
     segmenter = Segmenter.from_pretrained(model, method="clip", cache_dir=tmp_path, **options)
     segmenter.set_classes(["sky"])
     assert [path.name for path in tmp_path.iterdir()] == ([FOLDER] if kept else [])

@@ -3,5 +3,5 @@
 settings.py   `Refinement`: thresholds and ablation switches      scores.py    class scores, a few planes at a time
 prompts.py    coarse map → regions → boxes, points, masks         decoder.py   prompts → low-resolution mask logits
 sam.py        all regions at once, on our ops                     trident.py   per class, as published: the baseline
-refiner.py    SAM loaded, its embeddings, one of the two applied
+refiner.py    SAM loaded, its embeddings, one of both applied     results.py    coarse results → refined ones
 """

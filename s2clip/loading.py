@@ -1,0 +1,103 @@
+"""Names to models: what `Segmenter.from_pretrained` is asked for, checked first, then loaded."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from s2clip import memory
+from s2clip.backbones.clip import CLIP_NAMES, CLIPBackbone, load_clip
+from s2clip.backbones.sam import SAM_NAMES, load_sam
+from s2clip.backbones.vfm import VFM_NAMES, VisionFeatures, load_vfm
+from s2clip.errors import reject
+from s2clip.methods import RECIPES, Method, get_method
+from s2clip.published.extension import resolve_extension
+from s2clip.refinement.refiner import load_refiner, shared_sam
+from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
+from s2clip.text_cache import VectorFiles, default_folder
+
+logger = logging.getLogger(__name__)
+
+
+def load_parts(
+    model: str,
+    method: str | Method,
+    *,
+    fields: Mapping[str, Any],
+    geometry: Mapping[str, int | None],
+    vfm: str | None,
+    sam: str | None,
+    diffusion_model: str | None,
+    refine: str,
+    refine_options: Refinement | Mapping[str, Any] | None,
+    max_memory: str | int | None,
+    cuda_graphs: bool,
+    compile: bool,
+    text_cache: bool | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Arguments of `Segmenter`: the models, the resolved method, and what depends on them.
+
+    geometry: short_side, crop and stride as `from_pretrained` is given them, like all else. options: weights, device,
+    dtype, cache_dir and local_files_only, which every loader takes.
+    """
+    check_refinement(refine)
+    method = get_method(method)
+    vfm = vfm or ("tiny-dino" if model == "tiny" else resolve_extension(method).default_vfm)
+    sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
+    names = (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES), ("sam", sam, SAM_NAMES))
+    for argument, name, valid in names:
+        if name not in valid:
+            reject(argument, f"one of {', '.join(valid)}", repr(name))
+    method = _adapted(method, model, geometry, fields)
+    settings = resolve_settings(sam, refine_options)
+    if max_memory is not None:
+        max_memory = memory.parse_size(max_memory)
+
+    clip = load_clip(model, **options)
+    features = load_vfm(vfm, **options) if method.uses_vfm else None
+    own_sam = own_diffusion = refiner = None
+    if method.uses_sam:
+        own_sam = shared_sam(features, sam) or load_sam(sam, **options)
+    if method.uses_diffusion:
+        from s2clip.diffusion import MODEL_ID, DiffusionAffinity
+
+        own_diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
+    if refine != "none":
+        loaded = {"vfm": features, "sam": own_sam, "diffusion": own_diffusion}
+        wanted = {"refine": refine, "compile": compile, "diffusion_model": diffusion_model}
+        refiner = load_refiner(sam, settings, **wanted, **loaded, **options)
+    if cuda_graphs and clip.device.type != "cuda":
+        reject("cuda_graphs", "False without a CUDA device", True)
+    if compile:
+        _compile_blocks(clip, features)
+    keep_text = options["weights"] != "random" and (model != "tiny" if text_cache is None else text_cache)
+    return {
+        "clip": clip,
+        "vfm": features,
+        "sam": own_sam,
+        "diffusion": own_diffusion,
+        "refiner": refiner,
+        "text_files": VectorFiles(default_folder(options["cache_dir"]), clip) if keep_text else None,
+        "method": method,
+        "max_memory": max_memory,
+        "cuda_graphs": cuda_graphs,
+    }
+
+
+def _adapted(method: Method, model: str, geometry: Mapping[str, int | None], fields: Mapping[str, Any]) -> Method:
+    """The method with the model's recipe, and with what was given in place of both; a length of 0 is none."""
+    if model in RECIPES:
+        method = RECIPES[model].adapt(method)
+    given = {name: value or None for name, value in geometry.items() if value is not None}
+    return get_method(method, **given, **fields)
+
+
+def _compile_blocks(clip: CLIPBackbone, vfm: VisionFeatures | None) -> None:
+    models = [model for model in (clip, vfm) if model is not None]
+    logger.warning(
+        "compiling the blocks of %s: the first pictures wait one to several minutes for it, in every new "
+        "process and for every size of windows; worth it from some hundred pictures on",
+        " and ".join(model.name for model in models),
+    )
+    for model in models:
+        model.compile_blocks()

@@ -1,0 +1,208 @@
+"""The steps from pictures and words to results, with the models and the method fixed."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2clip import memory, pipeline
+from s2clip.decision import Decision
+from s2clip.encoder import Encoded, Encoder
+from s2clip.errors import first_few, reject
+from s2clip.graphs import GraphCache, classify
+from s2clip.images import MAX_PIXELS, Source
+from s2clip.methods import Method, get_method
+from s2clip.published.extension import Extension, Models, resolve_extension
+from s2clip.reading import Failure, Picture, Uploader, read
+from s2clip.refinement.results import refine_results
+from s2clip.result import Result
+from s2clip.stopwatch import Stopwatch, Timings
+from s2clip.text import TextEncoder, Vocabulary, vocabulary
+from s2clip.text_cache import VectorFiles
+
+logger = logging.getLogger(__name__)
+
+SAID = 10
+"""Words named in a warning."""
+
+RegionSource = Callable[[Tensor, str | None], Tensor]
+"""A picture uint8 [3,H,W] and its path, if it has one → integers [H,W], the id of each pixel's region."""
+
+
+class Predictor:
+    """Read, upload, encode, name, decide, refine: one method each. What users call is `s2clip.segmenter.Segmenter`."""
+
+    def __init__(
+        self,
+        clip,
+        *,
+        vfm=None,
+        sam=None,
+        diffusion=None,
+        regions: RegionSource | None = None,
+        refiner=None,
+        text_files: VectorFiles | None = None,
+        method: str | Method = "s2clip",
+        max_batch: int | None = None,
+        mix_pictures: bool | None = None,
+        max_memory: str | int | None = None,
+        cuda_graphs: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
+
+        clip: `s2clip.backbones.clip.CLIPBackbone`. vfm: `s2clip.backbones.vfm.VisionFeatures` on the same device,
+        needed where `method.uses_vfm`. sam: from `s2clip.backbones.sam.load_sam`, where `method.uses_sam`; that of a
+        refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
+        region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
+        the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
+        mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels: see `from_pretrained`.
+        """
+        self.method = get_method(method)
+        sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
+        self._models = Models(clip, vfm, sam, diffusion)
+        for argument, value, needed, what in (
+            ("vfm", vfm, self.method.uses_vfm, "a vision foundation model"),
+            ("sam", self._models.sam, self.method.uses_sam, "a SAM"),
+            ("diffusion", diffusion, self.method.uses_diffusion, "a DiffusionAffinity"),
+            ("regions", regions, self.method.uses_regions, "a function that gives a picture's region ids"),
+        ):
+            if needed and value is None:
+                reject(argument, f"{what} for method {self.method.name}", None)
+        self.clip, self.vfm, self.regions, self.max_pixels = clip, vfm, regions, max_pixels
+        self.refiner = refiner
+        self._extension = resolve_extension(self.method)
+        cap = None
+        if max_memory is not None:
+            load = memory.load_of(self._models, self.method, refines=refiner is not None)
+            cap = memory.Cap(memory.parse_size(max_memory), load).check()
+            if refiner is not None:
+                refiner.sam.most_prompts = cap.prompts
+        batches = {"max_batch": max_batch, "mix_pictures": mix_pictures, "cap": cap}
+        self._encoder = Encoder(self._models, self.method, **batches)
+        self._graphs = GraphCache(classify) if cuda_graphs else None
+        self._upload = Uploader(clip.device)
+        # One stream for all calls: the allocator keeps memory per stream, and would fill it anew in every call.
+        self._queue = pipeline.DeviceQueue(clip.device)
+        self._text = TextEncoder(clip, files=text_files)
+        self._class_index: tuple[tuple[int, ...], Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What was resolved, as JSON values: models, sha256 of their weights, device, dtype, the method's fields."""
+        models = {"clip": self.clip} | ({"vfm": self.vfm} if self.method.uses_vfm else {})
+        hashes = {role: model.weights_sha256 for role, model in models.items()}
+        if self.method.uses_sam:
+            hashes["sam"] = self._models.sam.fingerprint.sha256
+        return {
+            **{role: model.name for role, model in models.items()},
+            "weights_sha256": hashes,
+            **(self._models.diffusion.described if self.method.uses_diffusion else {}),
+            "device": str(self.device),
+            "dtype": str(self.clip.dtype).removeprefix("torch."),
+            "refine": "none" if self.refiner is None else self.refiner.refine,
+            **({} if self.refiner is None else self.refiner.described),
+            "method": dataclasses.asdict(self.method),
+        }
+
+    def _read(self, source: Source) -> Picture | Failure:
+        return read(source, max_pixels=self.max_pixels, pin=self.device.type == "cuda")
+
+    def _read_or_raise(self, source: Source) -> Picture:
+        picture = self._read(source)
+        if isinstance(picture, Failure):
+            raise picture.error
+        return picture
+
+    def _encode(self, pictures: Sequence[Picture]) -> list[Encoded]:
+        regions = [self._regions_of(picture) for picture in pictures] if self.method.uses_regions else None
+        uploaded = [self._upload(picture) for picture in pictures]
+        complete = []
+        for one, picture, pixels in zip(self._encoder(uploaded, regions), pictures, uploaded, strict=True):
+            embedding, watch = one.sam, Stopwatch(self.device)
+            if self.refiner is not None and embedding is None:
+                with watch("sam_encoder"):
+                    embedding = self.refiner.embed(pixels)
+            timings = Timings(({"read": picture.milliseconds}, 1.0), (one.timings, 1.0), (watch, 1.0))
+            complete.append(
+                dataclasses.replace(one, picture=picture.pixels, source=picture.source, timings=timings, sam=embedding)
+            )
+        return complete
+
+    def _regions_of(self, picture: Picture) -> Tensor:
+        ids, size = torch.as_tensor(self.regions(picture.pixels, picture.source)), tuple(picture.pixels.shape[1:])
+        if tuple(ids.shape) != size or ids.is_floating_point() or ids.dtype == torch.bool:
+            reject("regions", f"integers [H,W] = {list(size)}", f"{ids.dtype} {list(ids.shape)}")
+        return ids.long()
+
+    def _resolve(
+        self, classes: str | Sequence[str], background: int | str | None, allow_repeats: bool = False
+    ) -> tuple[Vocabulary, int | None]:
+        words = vocabulary(classes, allow_repeats=allow_repeats)
+        if extra := self._extension.extra_words:
+            vocabulary([*words.classes, *extra], allow_repeats=allow_repeats)  # a class among them would lose its score
+        number = words.find(background)
+        if number is None:
+            for field in ("threshold", "area_threshold"):
+                if getattr(self.method, field):
+                    value = getattr(self.method, field)
+                    reject("background", f"one of {', '.join(words.classes)}, for {field}={value}", None)
+        if unknown := self.clip.unknown_words(list(words.words)):
+            words_said = first_few(unknown, SAID)
+            logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
+        return words, number
+
+    def _rows(self, words: Vocabulary) -> Tensor:
+        """Unit rows [Q+E,C] of the words, and of those that the method adds."""
+        return self._text((*words.words, *self._extension.extra_words), self.method.templates)
+
+    def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
+        """Results whose labels are still to be checked: on CUDA they may not have been computed yet."""
+        results, scores = [], []
+        for one in encoded:
+            watch = Stopwatch(self.device)
+            with torch.inference_mode():
+                with watch("text"):
+                    text = self._rows(words)
+                with watch("classify"):
+                    labels, confidence, maps = self._decide(one, text, words, background)
+                    scores.append(maps)
+            results.append(
+                Result(
+                    segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
+                    confidence=confidence.clone(),
+                    classes=words.classes,
+                    background=background,
+                    image=one.picture,
+                    source=one.source,
+                    timings=Timings((one.timings, 1.0), (watch, 1.0)),
+                    settings=self.settings,
+                )
+            )
+        if self.refiner is None:
+            return results
+        rules = {"smooth": not self._extension.smooths_itself, "threshold": self.method.threshold}
+        return refine_results(self.refiner, encoded, results, scores, **rules)
+
+    def _decide(self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None) -> Decision:
+        settings, method = (words.class_index, background, self._models, self.method), self.method
+        own_rules = (
+            method.area_threshold is not None
+            or method.pamr_iterations
+            or type(self._extension).decide is not Extension.decide
+        )
+        if self._graphs is None or self.refiner is not None or not encoded.spliced or own_rules:
+            return self._extension.decide(encoded, text, *settings, with_scores=self.refiner is not None)
+        if self._class_index is None or self._class_index[0] != words.class_index:
+            self._class_index = words.class_index, torch.tensor(words.class_index, device=self.device)
+        rules = {"classes": len(words.classes), "background": -1 if background is None else background}
+        rules |= {"scale": method.logit_scale, "threshold": method.threshold, "size": encoded.size}
+        return Decision(*self._graphs(encoded.features[0], text, self._class_index[1], **rules), None)
