@@ -1,6 +1,7 @@
 """The analyses' arithmetic against scikit-learn, NumPy and hand-made cases; nothing is drawn here."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small_models import LAYERS, PATCH, picture, small_clip, small_vfm
 from s2clip import ops, scenes
 from s2clip.analysis.consistency import semantic_consistency
 from s2clip.analysis.entropy import layer_entropy, spatial_statistics
-from s2clip.analysis.layers import layer_maps, picture_maps, prepare
+from s2clip.analysis.layers import layer_maps, layer_tokens, picture_maps, prepare
 from s2clip.analysis.pairs import PairHistogram, pair_blocks
 from s2clip.analysis.patches import patch_at, patch_labels
 from s2clip.analysis.pictures import IGNORE, Picture, find_pictures, own_pictures, scene_pictures
@@ -22,6 +23,7 @@ from s2clip.analysis.projection import principal_colours, project
 from s2clip.analysis.separability import ClassMoments, separability, window_labels
 from s2clip.analysis.stages import heat_maps, stages
 from s2clip.analysis.views import feature_maps, parse_view, pixel_of
+from s2clip.backbones.clip import load_clip
 from s2clip.methods import get_method
 from s2clip.segmenter import Segmenter
 
@@ -483,3 +485,36 @@ def test_pictures_are_seen_whole_at_the_models_size(clip):
     assert prepare(picture(30, 61), clip).shape[2] == 336 // PATCH * PATCH
     with pytest.raises(ValueError, match=r"short_side: expected 0 .* received -1"):
         prepare(picture(30, 61), clip, -1)
+
+
+@pytest.mark.slow
+def test_analyses_cost_a_third_of_clip_at_most():
+    """All layers of ViT-B/16 on pictures of 336 x 336, in CPU time of one thread, which a loaded machine does not bend."""
+    clip = load_clip("ViT-B-16", weights="random")
+    pictures = [
+        Picture(str(seed), torch.from_numpy(pixels).movedim(-1, 0), torch.from_numpy(labels))
+        for seed in range(4)
+        for pixels, labels in [scenes.generate(seed, (336, 336))]
+    ]
+
+    @torch.inference_mode()
+    def forward():
+        for one in pictures:
+            layer_tokens(clip, prepare(one.pixels, clip))
+
+    def seconds(work):
+        start = time.thread_time()
+        work()
+        return time.thread_time() - start
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        forward()
+        alone = min(seconds(forward) for _ in range(3))
+        entropy = min(seconds(lambda: layer_entropy({"a": pictures}, clip)) for _ in range(3))
+        consistency = min(seconds(lambda: semantic_consistency({"a": pictures}, clip)) for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
+    assert entropy <= 1.3 * alone, (entropy, alone)
+    assert consistency <= 1.3 * alone, (consistency, alone)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2clip.analysis.layers import picture_maps
@@ -50,13 +49,21 @@ class Consistency:
 
 def add_pairs(histograms: Mapping[str, PairHistogram], maps: Mapping[str, Tensor], labels: Tensor) -> None:
     """Count one picture's pairs: maps [h,w,C] of one grid, labels [h,w] → into the histogram of each map's name."""
-    known = labels.flatten() != IGNORE
-    labels = labels.flatten()[known]
-    unit = {name: F.normalize(one.flatten(0, 1)[known].float(), dim=-1) for name, one in maps.items()}
+    labels = labels.flatten()
+    known = (labels != IGNORE).nonzero()[:, 0]
+    if len(known) < len(labels):
+        labels = labels[known]
+        maps = {name: one.flatten(0, 1).index_select(0, known) for name, one in maps.items()}
+    unit = {name: _unit(one.reshape(len(labels), -1).float()) for name, one in maps.items()}
     for block in pair_blocks(labels):
         for name, vectors in unit.items():
             cosines = vectors[block.rows] @ vectors[block.columns].T
-            histograms[name].add(cosines.flatten()[block.places], block.alike)
+            histograms[name].add(cosines.flatten().index_select(0, block.places), block.alike)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows over their norms; half the time of `F.normalize` on the CPU."""
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 @torch.inference_mode()

@@ -19,9 +19,11 @@ def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     rows = torch.arange(height, device=labels.device) * grid[0] // height
     columns = torch.arange(width, device=labels.device) * grid[1] // width
     cells = rows[:, None] * grid[1] + columns
-    present, ranks = torch.unique(labels, return_inverse=True)
+    labels = labels.long()
+    seen = torch.bincount(labels.flatten()) > 0  # no sort, as torch.unique would
+    present, ranks = seen.nonzero()[:, 0], (seen.cumsum(0) - 1)[labels]
     counts = torch.bincount((cells * len(present) + ranks).flatten(), minlength=grid[0] * grid[1] * len(present))
-    return present[counts.view(*grid, -1).argmax(-1)].long()
+    return present[counts.view(*grid, -1).argmax(-1)]
 
 
 def patch_at(x: float, y: float, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:

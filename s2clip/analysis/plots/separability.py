@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 24
-NAMED_IN_SCATTER = 3
+LEADERS = ((14, -26), (-34, -22), (22, 4))
+"""Points from the three hardest classes of a scatter to their names, which would hide each other beside them."""
 """Classes that are named in a plot, those with the closest neighbours first."""
 
 
@@ -54,10 +55,15 @@ def plot_scatter(axes: Axes, found: Mapping[str, Separability]) -> None:
         look = {"marker": MARKERS[index % len(MARKERS)], "color": colour(index), "linestyle": "none"}
         axes.plot(one.variance, one.distance, markersize=5, alpha=0.8, label=method, **look)
     method, one = next(reversed(found.items()))
-    for index in np.argsort(one.distance - one.variance, kind="stable")[:NAMED_IN_SCATTER]:
-        place = (one.variance[index], one.distance[index])
+    hardest = np.argsort(one.distance - one.variance, kind="stable")[: len(LEADERS)]
+    for index, offset in zip(hardest, LEADERS, strict=False):
         axes.annotate(
-            first_word(one.classes[index]), place, (3, 3), textcoords="offset points", fontsize=LETTERS - 2, color=GREY
+            first_word(one.classes[index]),
+            (one.variance[index], one.distance[index]),
+            offset,
+            textcoords="offset points",
+            fontsize=LETTERS - 1,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY},
         )
     axes.grid(color=GREY, alpha=0.15)
     title = "classes" if len(found) == 1 else f"classes (named: {method})"
