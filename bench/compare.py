@@ -28,6 +28,7 @@ import ratios
 import results
 import timing
 import torch
+from baselines.tools import forget_compiled
 
 
 def measure(case: cases.Case, dtype: torch.dtype, name: str, seconds: float, rng: random.Random) -> results.Row:
@@ -40,6 +41,7 @@ def measure(case: cases.Case, dtype: torch.dtype, name: str, seconds: float, rng
         "provider": name,
         "kind": theirs.kind,
     }
+    forget_compiled()
     arguments = case.make(machine.device(), dtype)
     expected = providers.truth(case.op, arguments)
     for side in dict.fromkeys((ours, theirs)):
@@ -115,10 +117,7 @@ def run(options: argparse.Namespace) -> int:
     for line in shared["obstacles"]:
         print(line)
     stop = time.perf_counter() + options.budget
-    names = ("op", "shape", "dtype", "provider")
-    done = set()
-    if options.resume:
-        done = {tuple(row[key] for key in names) for row in results.read() if row["commit"] == shared["commit"]}
+    done = results.stored(shared["commit"]) if options.resume else set()
     left = 0
     for case, dtype, name in pairs(options):
         if (case.op, case.shape, str(dtype).removeprefix("torch."), name) in done:

@@ -1,6 +1,7 @@
 """Whole pipelines, s2clip against the published formulations, end to end from files on the same models.
 
-    python bench/pipelines.py [--model ViT-B-16] [--setting VOC]... [--pipeline NAME]... [--seconds 20]
+    python bench/pipelines.py [--model ViT-B-16] [--setting VOC]... [--pipeline NAME]... [--seconds 20] [--budget 540]
+                              [--resume]
 
 Pairs as in `compare.py`: both sides in one process, interleaved, in random order; a round is a handful of JPEG files,
 decoded by each side itself. Label maps are compared before anything is timed: at most `DIFFERING` of the pixels may
@@ -13,6 +14,7 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -90,15 +92,19 @@ def build(name: str, setting_name: str, setting: models.Setting, loaded: models.
     return Pair(name, shape, PIPELINES[name], ours, theirs, paths)
 
 
-def measure(pair: Pair, dtype: torch.dtype, seconds: float, rng: random.Random) -> results.Row:
-    """The row of a pair; times are per picture."""
-    row = {
+def names(pair: Pair, dtype: torch.dtype) -> results.Row:
+    """What a row of the pair is found by."""
+    return {
         "op": f"pipeline {pair.name}",
         "shape": pair.shape,
         "dtype": str(dtype).removeprefix("torch."),
         "provider": pair.against,
-        "kind": pair.against,
     }
+
+
+def measure(pair: Pair, dtype: torch.dtype, seconds: float, rng: random.Random) -> results.Row:
+    """The row of a pair; times are per picture."""
+    row = names(pair, dtype) | {"kind": pair.against}
     row["differing"] = differing(pair)
     if row["differing"] > allowed(pair, dtype):
         return row | {"disagreement": f"{row['differing']:.2%} of the labels differ"}
@@ -168,21 +174,33 @@ def run(options: argparse.Namespace) -> int:
     shared, rng, status = machine.setup(), random.Random(0), 0
     for line in shared["obstacles"]:
         print(line)
+    stop = time.perf_counter() + options.budget
+    done = results.stored(shared["commit"]) if options.resume else set()
+    left = 0
     with tempfile.TemporaryDirectory() as folder:
-        for loaded, names in loads(options):
+        for loaded, chosen in loads(options):
             for setting_name, setting in settings_of(options).items():
-                for name in names:
+                for name in chosen:
+                    if time.perf_counter() > stop:
+                        left += 1
+                        continue
                     try:
                         pair = build(name, setting_name, setting, loaded, Path(folder))
+                        if results.identity(names(pair, loaded.clip.dtype)) in done:
+                            continue
                         row = measure(pair, loaded.clip.dtype, options.seconds, rng) | shared
                     except (ImportError, RuntimeError, ValueError) as error:  # too little memory is a RuntimeError, too
                         reason = (str(error).splitlines() or [type(error).__name__])[0]
                         print(f"pipeline {name}, {setting_name}: not measured ({reason})", flush=True)
+                        if torch.cuda.is_available():
+                            torch.cuda.empty_cache()
                         continue
                     print(describe(row), flush=True)
                     status |= "disagreement" in row
                     if shared["gpu"] != "cpu":
                         results.append(row)
+    if left:
+        print(f"the budget of {options.budget:.0f} s is spent: {left} pipelines are left, for --resume")
     return status
 
 
@@ -194,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", action="append", choices=list(models.SETTINGS), help="default: all, on a CPU VOC")
     parser.add_argument("--pipeline", action="append", choices=list(PIPELINES), help="default: all")
     parser.add_argument("--seconds", type=float, default=20.0, help="time cap of one pair (default: 20)")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="time cap of the whole run, in seconds")
+    parser.add_argument("--resume", action="store_true", help="leave out what is stored for this commit")
     return run(parser.parse_args(arguments))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 Rounds = list[tuple[float, float]]
 """(ours, theirs) in milliseconds, one entry a round."""
-FEWEST, MOST = 10, 500
+LEAST, FEWEST, MOST = 3, 10, 500
+PATIENCE = 4
+"""Times as long as was asked for are spent on a pair that takes seconds a round, for `FEWEST` rounds of it."""
 ENOUGH = 0.005
 """Relative standard error of the mean ratio at which a pair is done."""
 
@@ -15,10 +17,20 @@ ENOUGH = 0.005
 def paired(
     ours: Callable[[], float], theirs: Callable[[], float], seconds: float, rng: random.Random, fewest: int = FEWEST
 ) -> Rounds:
-    """Rounds of both sides in random order, until the ratio is known or the time is up and there are `fewest`."""
+    """Rounds of both sides in random order, until the ratio is known or the time is up and there are `fewest`.
+
+    With slow sides there are less, but never below `LEAST`.
+    """
     rounds: Rounds = []
-    stop = time.perf_counter() + seconds
-    while len(rounds) < fewest or (time.perf_counter() < stop and len(rounds) < MOST and not _settled(rounds)):
+    start = time.perf_counter()
+
+    def wanted() -> bool:
+        spent = time.perf_counter() - start
+        if len(rounds) < fewest:
+            return len(rounds) < min(LEAST, fewest) or spent < PATIENCE * seconds
+        return spent < seconds and len(rounds) < MOST and not _settled(rounds)
+
+    while wanted():
         times = [0.0, 0.0]
         for side in rng.sample((0, 1), 2):
             times[side] = (ours, theirs)[side]()

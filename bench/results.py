@@ -75,11 +75,23 @@ def read(folder: Path | None = None) -> Iterator[Row]:
                 yield row
 
 
+IDENTITY = ("op", "shape", "dtype", "provider")
+
+
+def identity(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in IDENTITY)
+
+
+def stored(commit: str) -> set[tuple[str, ...]]:
+    """What has a row of this commit, for a run that goes on where another stopped."""
+    return {identity(row) for row in read() if row["commit"] == commit}
+
+
 def newest(rows: Iterable[Row]) -> list[Row]:
     """The last row of each GPU, op, shape, dtype and provider, in the order in which these first came."""
     latest: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        latest[tuple(row[name] for name in ("gpu", "op", "shape", "dtype", "provider"))] = row
+        latest[row["gpu"], *identity(row)] = row
     return list(latest.values())
 
 

@@ -156,17 +156,23 @@ def launches(events) -> Counter:
     """Kernels and copies that each stage started on the device."""
     counts: Counter = Counter()
     for event in events:
-        if event.kernels:
-            counts[stage_of(event)] += len(event.kernels)
+        if number := len(_kernels(event)):
+            counts[stage_of(event)] += number
     return counts
+
+
+def _kernels(event) -> list:
+    """What an operator started on the device; a stage's own range, which the profiler shows there too, is no kernel."""
+    return [kernel for kernel in event.kernels if not kernel.name.startswith(PREFIX)]
 
 
 def costliest(events, stage: str, count: int = 3) -> list[tuple[str, float]]:
     """Operators of a stage with the most time of their own, device time where there is any: (name, milliseconds)."""
     totals: Counter = Counter()
+    on_device = any(_kernels(event) for event in events)
     for event in events:
         if event.name.startswith(PREFIX) or stage_of(event) != stage:
             continue
-        device = sum(kernel.duration for kernel in event.kernels)
-        totals[event.name.removeprefix("aten::")] += device or event.self_cpu_time_total
+        device = sum(kernel.duration for kernel in _kernels(event))
+        totals[event.name.removeprefix("aten::")] += device if on_device else event.self_cpu_time_total
     return [(name, microseconds / 1e3) for name, microseconds in totals.most_common(count)]

@@ -38,7 +38,8 @@ def test_confusion_matrix(benchmark, kind, classes, labels, provider):
     prediction, target = prediction.to(getattr(torch, labels)), target.to(torch.uint8)
     target[:64] = 255
     count = {"s2clip": confusion_matrix, "published": published}[provider]
-    assert torch.equal(count(prediction, target, classes), published(prediction, target, classes))
+    if provider == "s2clip":
+        assert torch.equal(count(prediction, target, classes), published(prediction, target, classes))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -47,5 +48,5 @@ def test_confusion_matrix(benchmark, kind, classes, labels, provider):
         machine.finish()
 
     benchmark.extra_info["device"] = machine.name()
-    benchmark.pedantic(timed, rounds=7, warmup_rounds=1)
+    benchmark.pedantic(timed, rounds=7 if provider == "s2clip" else 3, warmup_rounds=1)
     torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ import machine
 import providers
 import pytest
 import torch
+from baselines.tools import forget_compiled
 
 DEVICE = machine.device()
 RUNS = [
@@ -30,6 +31,7 @@ def test_op(benchmark, case, dtype, provider):
         pytest.skip(obstacle)
     benchmark.group = f"{case.op} {case.shape} {str(dtype).removeprefix('torch.')}"
     benchmark.name = provider
+    forget_compiled()
     arguments = case.make(DEVICE, dtype)
     with torch.inference_mode():
         expected = providers.truth(case.op, arguments)
@@ -53,7 +55,7 @@ def test_op(benchmark, case, dtype, provider):
             before = torch.cuda.memory_allocated()
             timed()
             benchmark.extra_info["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        benchmark.pedantic(timed, rounds=20 if DEVICE.type == "cuda" else 5, warmup_rounds=2)
+        benchmark.pedantic(timed, rounds=20 if DEVICE.type == "cuda" else 3, warmup_rounds=1)
         if DEVICE.type == "cuda":  # a CPU's share of a floor is nobody's measure
             floor = work.floor(machine.ceilings())
             benchmark.extra_info |= {

@@ -23,15 +23,27 @@ def loaded(vfm):
     return models.load("ViT-B-16", vfm, "sam-vit-b", "random", machine.device())
 
 
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory):
+    """(name, setting) → a pair whose label maps were compared, and how many differ; both sides' tests share it."""
+
+    @functools.cache
+    def pair_of(name, setting):
+        own = loaded("dino-b16" if name.startswith("trident") else "dino-b8")
+        pair = pipelines.build(name, setting, models.SETTINGS[setting], own, tmp_path_factory.mktemp(name))
+        share = pipelines.differing(pair)
+        assert share <= pipelines.allowed(pair, own.clip.dtype), f"{share:.2%} of the labels differ"
+        return pair, share
+
+    return pair_of
+
+
 @pytest.mark.parametrize("side", ["s2clip", "published"])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", [name for name, against in pipelines.PIPELINES.items() if against == "published"])
-def test_pipeline(benchmark, name, setting, side, tmp_path):
-    own = loaded("dino-b16" if name.startswith("trident") else "dino-b8")
-    pair = pipelines.build(name, setting, models.SETTINGS[setting], own, tmp_path)
+def test_pipeline(benchmark, verified, name, setting, side):
+    pair, share = verified(name, setting)
     benchmark.group, benchmark.name = f"pipeline {name} {pair.shape}", side
-    share = pipelines.differing(pair)
-    assert share <= pipelines.allowed(pair, own.clip.dtype), f"{share:.2%} of the labels differ"
     run = pair.ours if side == "s2clip" else pair.theirs
 
     def timed():
@@ -40,5 +52,5 @@ def test_pipeline(benchmark, name, setting, side, tmp_path):
 
     benchmark.extra_info |= {"kind": side, "device": machine.name(), "pictures": len(pair.paths), "differing": share}
     benchmark.extra_info["peak_mib"] = pipelines.peak_mib(run, pair.paths)
-    benchmark.pedantic(timed, rounds=10 if ON_GPU else 3, warmup_rounds=1)
+    benchmark.pedantic(timed, rounds=10 if ON_GPU else 2, warmup_rounds=int(ON_GPU))
     benchmark.extra_info["images_per_second"] = len(pair.paths) / benchmark.stats["median"]

@@ -81,7 +81,20 @@ def test_sides_alternate_at_random_and_rounds_stop_when_the_ratio_is_known():
     assert rounds[0] == (1.0, 2.0)
     firsts = order[::2]
     assert 0.2 < firsts.count("ours") / len(firsts) < 0.8
-    assert len(ratios.paired(side("a", 1.0), side("b", 1.0), 0, random.Random(0))) == ratios.FEWEST
+    assert len(ratios.paired(side("a", 1.0), side("b", 1.0), 0, random.Random(0))) == ratios.LEAST
+
+
+@pytest.mark.parametrize(("round_takes", "rounds"), [(0.1, 40), (0.2, 20), (1.0, 10), (3.0, 6), (20.0, 3)])
+def test_slow_sides_get_fewer_rounds(round_takes, rounds, monkeypatch):
+    """Of a ratio that never settles, in 4 seconds; ten rounds may take four times as long."""
+    clock, rng = [0.0], random.Random(0)
+    monkeypatch.setattr(ratios.time, "perf_counter", lambda: clock[0])
+
+    def side():
+        clock[0] += round_takes / 2
+        return rng.uniform(1, 3)
+
+    assert len(ratios.paired(side, side, 4, rng)) == pytest.approx(rounds, abs=1)
 
 
 def test_rows_are_appended_and_read_back(tmp_path):
