@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from data_trees import LAYOUTS, make_tree, save
 from PIL import Image
 
 from s2clip import cli
+from s2clip.cli.console import load_segmenter
+from s2clip.errors import WeightsError
 from s2clip.evaluation.datasets import open_dataset
+from s2clip.evaluation.presets import preset
+from s2clip.methods import METHODS
 
 UNTIMED = ("timings", "peak_memory_mib")
 
@@ -93,6 +98,49 @@ def test_methods_and_refinements_stand_side_by_side(run, trees, tmp_path):
     assert folders == ["clip", "clip+sam", "maskclip", "maskclip+sam"]
     for name in ("protocol.json", "result.json", "result.md", "result.csv", "confusion.csv", "records"):
         assert (tmp_path / "out/evaluate/voc20/tiny/clip+sam" / name).exists()
+
+
+ALONE = [name for name, method in METHODS.items() if not method.uses_regions]
+
+
+def test_every_method_runs_with_its_preset_beside_the_others(run, trees):
+    options = ("--method", *ALONE, "--short-side", 32, "--limit", 1, "--json")
+    result = run("evaluate", "voc20", "--data", trees("voc20").root, *options)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["method"] for row in rows] == ALONE
+    for row in rows:
+        assert row["pictures"]["scored"] == 1
+        protocol = json.loads(Path(row["folder"], "protocol.json").read_text())
+        chosen = preset(row["method"], "voc20", "tiny")
+        assert protocol["source"] == chosen.source
+        assert protocol["prompts"] == list(chosen.prompts)
+        assert protocol["method"]["logit_scale"] == chosen.fields["logit_scale"]
+
+
+def test_every_method_runs_on_the_scenes(run):
+    result = run("evaluate", "scenes", "--method", *ALONE, "--short-side", 32, "--limit", 1, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["method"] for row in rows] == ALONE
+    assert all(0 <= row["miou"] <= 100 for row in rows)
+
+
+def test_what_was_computed_is_told_before_the_error_of_a_later_method(run, trees, monkeypatch):
+    from s2clip.cli import benchmark
+
+    def load(settings):
+        if settings["method"].name == "sclip":
+            raise WeightsError("dino-b8: its weights are not on this machine")
+        return load_segmenter(settings)
+
+    monkeypatch.setattr(benchmark, "load_segmenter", load)
+    options = ("--method", "clip", "sclip", "--short-side", 32, "--limit", 1)
+    result = run("evaluate", "voc20", "--data", trees("voc20").root, *options)
+    assert result.exit_code == 3
+    assert one_line(result) == "Error: dino-b8: its weights are not on this machine"
+    assert "clip: out/evaluate/voc20/tiny/clip" in result.stdout
+    assert "mIoU" in result.stdout
 
 
 def test_the_refinement_without_each_of_its_parts(run, trees, tmp_path):

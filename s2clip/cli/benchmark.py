@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ class Run:
 
 def evaluate_methods(
     run: Run, pairs: list[tuple[str, str]], ablate: bool, model_settings: dict[str, Any]
-) -> "list[Report]":
+) -> "Iterator[Report]":
     """Each (method, refine) with its preset, one after the other, in <output>/<data set>/<model>/<method>+<refine>."""
     from s2clip.evaluation.presets import preset
     from s2clip.evaluation.ranks import local_device, process_group
@@ -73,15 +73,13 @@ def evaluate_methods(
     given = {name: value for name, value in model_settings.items() if value is not None}
     with usage_errors():
         presets = [(preset(method, dataset.name, model), refine) for method, refine in pairs]
-    reports = []
     with process_group():
         for chosen, refine in presets:
             with usage_errors():
                 settings = {**chosen.options(model, refine), "device": local_device(), **given}
                 segmenter = chosen.set_classes(load_segmenter(settings))
             for variant, name in _variants(segmenter, ablate and refine == "sam"):
-                reports.append(run.evaluate(variant, dataset, model, name, source=chosen.source))
-    return reports
+                yield run.evaluate(variant, dataset, model, name, source=chosen.source)
 
 
 def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
@@ -94,25 +92,37 @@ def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
         yield one, one.method.name + ("" if refine == "none" else f"+{refine}")
 
 
-def evaluate_predictions(run: Run, folder: Path) -> "list[Report]":
+def evaluate_predictions(run: Run, folder: Path) -> "Iterator[Report]":
     """What lies in the folder, in <output>/<data set>/predictions/<name of the folder>."""
     from s2clip.evaluation.answers import SavedAnswers
 
     dataset = run.open()
-    return [run.evaluate(SavedAnswers(folder, dataset), dataset, "predictions", folder.resolve().name)]
+    yield run.evaluate(SavedAnswers(folder, dataset), dataset, "predictions", folder.resolve().name)
 
 
-def announce(reports: "list[Report]", as_json: bool) -> None:
+def announce(reports: "Iterable[Report]", as_json: bool) -> None:
     """Print the figures side by side and what failed; exit code 1 if anything did. Rank 0 of torchrun speaks for all.
 
-    A shard whose siblings are not done says what is missing in place of figures.
+    A shard whose siblings are not done says what is missing in place of figures. An error, as of a method whose weights
+    are missing, comes after the figures that the methods before it took hours for.
     """
     from s2clip.evaluation.ranks import rank_of_torchrun
-    from s2clip.evaluation.report import side_by_side
 
     rank, _ = rank_of_torchrun() or (0, 1)
-    if rank:
-        return
+    done: list[Report] = []
+    try:
+        for report in reports:
+            done.append(report)  # noqa: PERF402 - extend does not say what it keeps when the iterator raises
+    finally:
+        if done and rank == 0:
+            _tell(done, as_json)
+    if rank == 0 and any(report.failed for report in done):
+        sys.exit(INPUTS_FAILED)
+
+
+def _tell(reports: "list[Report]", as_json: bool) -> None:
+    from s2clip.evaluation.report import side_by_side
+
     complete = [report for report in reports if report.complete]
     if as_json:
         rows = [{**report.document, "complete": report.complete, "folder": str(report.folder)} for report in reports]
@@ -132,4 +142,3 @@ def announce(reports: "list[Report]", as_json: bool) -> None:
         say(f"failed: {report.title}: {name}: {reason}", err=True)
     if failed:
         say(f"{sum(len(report.tally.done) for report in reports)} scored, {len(failed)} failed", err=True)
-        sys.exit(INPUTS_FAILED)
