@@ -416,29 +416,18 @@ def test_stages_build_the_method_up(segmenter):
     assert list(stages(plain)) == ["last block as trained", "recombined: v alone"]
 
 
-def test_heat_after_a_refinement_is_the_own_class_confidence(segmenter):
-    class Halves:
-        """Says 1 on the left, 2 on the right, 0.75 sure of it."""
-
-        refine, diffusion, described = "halves", None, {}
-
-        def embed(self, pixels):
-            return object()
-
-        def __call__(self, embeddings, labels, scores, watch):
-            from types import SimpleNamespace
-
-            answer = 1 + (torch.arange(64) >= 32).long().expand(48, 64)
-            return [SimpleNamespace(labels=answer, score=torch.full((48, 64), 0.75)) for _ in labels]
-
-    refined = segmenter.with_method(segmenter.method)
-    refined.refiner = Halves()
-    found = stages(refined)
-    assert list(found)[-1] == "refined: halves"
-    assert found["with affinity"].refiner is None
-    heat = heat_maps({"last": found["refined: halves"]}, picture(48, 64))["last"]
-    assert heat.scores[1, :, :32].min() == heat.scores[2, :, 32:].max() == 0.75
-    assert heat.scores[0].max() == heat.scores[1, :, 32:].max() == 0
+def test_heat_after_a_refinement_is_the_own_class_confidence():
+    tiny = Segmenter.from_pretrained("tiny", method="maskclip", refine="sam").set_classes(scenes.CLASSES)
+    found = stages(tiny)
+    assert list(found) == ["last block as trained", "recombined: v alone", "refined: sam"]
+    assert [one.refiner is None for one in found.values()] == [True, True, False]
+    pixels = scene_pictures(1).load(0).pixels
+    result = tiny(pixels)
+    heat = heat_maps({"last": found["refined: sam"]}, pixels)["last"]
+    np.testing.assert_array_equal(heat.segmentation, result.segmentation)
+    own = np.take_along_axis(heat.scores, heat.segmentation[None], 0)[0]
+    np.testing.assert_array_equal(own, result.confidence)
+    np.testing.assert_allclose(heat.scores.sum(0), own)  # nothing for the other classes
 
 
 # Pictures
@@ -489,7 +478,7 @@ def test_pictures_are_seen_whole_at_the_models_size(clip):
 
 @pytest.mark.slow
 def test_analyses_cost_a_third_of_clip_at_most():
-    """All layers of ViT-B/16 on pictures of 336 x 336, in CPU time of one thread, which a loaded machine does not bend."""
+    """All layers of ViT-B/16 on pictures of 336 x 336, in CPU time of one thread: a loaded machine does not bend it."""
     clip = load_clip("ViT-B-16", weights="random")
     pictures = [
         Picture(str(seed), torch.from_numpy(pixels).movedim(-1, 0), torch.from_numpy(labels))
