@@ -50,7 +50,6 @@ setup(
         "s2clip.analysis.plots",
         "s2clip.evaluation",
         "s2clip.published",
-        "s2clip.analysis",
         "s2clip.refinement",
         "s2clip.data",
     ],
