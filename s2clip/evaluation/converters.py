@@ -169,7 +169,7 @@ def _read_detail(path: Path, facts: Benchmark) -> tuple[list[dict], list[dict]]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; {facts.download}") from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); download it again: {facts.download}") from None
+        raise DatasetError(f"{path}: cannot be read ({error}), damaged or half a file; {facts.download}") from None
     except (KeyError, TypeError):
         expected = "expected images with a phase and annos_segmentation, as PASCAL in Detail has them"
         raise DatasetError(f"{path}: {expected}; {facts.download}") from None
