@@ -108,7 +108,7 @@ def cut_windows(image: Tensor, boxes: Sequence[Box], multiple: int, fill: Tensor
     height, width = boxes[0].size
     inner = padding(height, width, multiple)
     size = padded_size(height, width, multiple)
-    windows = fill.to(image)[:, None, None].expand(len(boxes), len(fill), *size).clone()
+    windows = fill.to(image, non_blocking=True)[:, None, None].expand(len(boxes), len(fill), *size).clone()
     for window, box in zip(windows, boxes, strict=True):
         window[:, inner.top : inner.bottom, inner.left : inner.right] = image[
             :, box.top : box.bottom, box.left : box.right
