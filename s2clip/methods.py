@@ -350,7 +350,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="corrclip",
-            source="CorrCLIP (Zhang et al. 2025), version 1, zdk258/CorrCLIP; published with MetaCLIP and SAM 2's masks",
+            source="CorrCLIP (Zhang et al. 2025), version 1, zdk258/CorrCLIP; published with MetaCLIP, SAM 2's masks",
             merge="pixel",
             extension=CorrClip(),
         ),
