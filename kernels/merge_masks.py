@@ -18,6 +18,7 @@ fp16, bf16, fp32 in any mixture; arithmetic in fp32. One program owns its pixels
 order: no atomics, bitwise the same each run. Source of the step: Trident (arXiv:2411.09219).
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -309,7 +310,8 @@ def launch(
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Every configuration shipped for `arch`; scores in the dtype of the masks, labels as `classify_pixels` writes."""
+    """Every configuration shipped for `arch`; labels as `classify_pixels` writes, or as the pipeline hands them on, in
+    int64 and with scores in fp32."""
     chosen = configuration(arch)
     survey = {"order": "*i32", "class_of": "*i32", "image_start": "*i32", "live": "*i32"}
     indices = {"class_index": "*i64", "image_index": "*i64"}
@@ -326,11 +328,11 @@ def compile_cases(arch: int) -> Iterator[Case]:
             1,
             enable_fp_fusion=False,
         )
-        for merged in (True, False):
+        for merged, (scores, labels) in itertools.product((True, False), ((pointer, "*i32"), ("*fp32", "*i64"))):
             yield Case(
                 _merge_kernel,
-                f"{pointer[1:]} {3 if merged else 4} taps",
-                {"mask_logits": pointer, "scores": pointer, "labels": "*i32", **survey}
+                f"{pointer[1:]} {3 if merged else 4} taps, labels {labels[1:]}",
+                {"mask_logits": pointer, "scores": scores, "labels": labels, **survey}
                 | {"merged": "*i32", "quality": "*fp32"}
                 | dict.fromkeys((*sizes, *strides), "i32"),
                 {"STRIP": STRIP, "MERGED": merged, "BLOCK_Y": chosen.block_y, "BLOCK_X": chosen.block_x},
