@@ -11,8 +11,10 @@ from s2clip.backbones.vfm import VFM_NAMES, VisionFeatures, load_vfm
 from s2clip.errors import reject
 from s2clip.methods import RECIPES, Method, get_method
 from s2clip.published.extension import resolve_extension
+from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
 from s2clip.refinement.refiner import load_refiner, shared_sam
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
+from s2clip.regions import FROM_SAM, Regions, region_source
 from s2clip.text_cache import VectorFiles, default_folder
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ def load_parts(
     cuda_graphs: bool,
     compile: bool,
     text_cache: bool | None,
+    regions: Regions,
+    region_options: AutomaticMasks | Mapping[str, Any] | None,
     **options: Any,
 ) -> dict[str, Any]:
     """Arguments of `Segmenter`: the models, the resolved method, and what depends on them.
@@ -56,7 +60,11 @@ def load_parts(
     clip = load_clip(model, **options)
     features = load_vfm(vfm, **options) if method.uses_vfm else None
     own_sam = own_diffusion = refiner = None
-    if method.uses_sam:
+    automatic = resolve_automatic(sam, region_options)
+    from_sam = isinstance(regions, str) and regions == FROM_SAM
+    sources = None if from_sam else region_source(regions)
+    from_sam = from_sam and method.uses_regions
+    if method.uses_sam or from_sam:
         own_sam = shared_sam(features, sam) or load_sam(sam, **options)
     if method.uses_diffusion:
         from s2clip.diffusion import MODEL_ID, DiffusionAffinity
@@ -77,6 +85,7 @@ def load_parts(
         "sam": own_sam,
         "diffusion": own_diffusion,
         "refiner": refiner,
+        "regions": SamRegions(own_sam, automatic, sam) if from_sam else sources,
         "text_files": VectorFiles(default_folder(options["cache_dir"]), clip) if keep_text else None,
         "method": method,
         "max_memory": max_memory,

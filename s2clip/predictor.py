@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from s2clip.methods import Method, get_method
 from s2clip.published.extension import Extension, Models, resolve_extension
 from s2clip.reading import Failure, Picture, Uploader, read
 from s2clip.refinement.results import refine_results
+from s2clip.regions import RegionSource, described
 from s2clip.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.text import TextEncoder, Vocabulary, vocabulary
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 SAID = 10
 """Words named in a warning."""
-
-RegionSource = Callable[[Tensor, str | None], Tensor]
-"""A picture uint8 [3,H,W] and its path, if it has one → integers [H,W], the id of each pixel's region."""
 
 
 class Predictor:
@@ -69,7 +67,12 @@ class Predictor:
             ("vfm", vfm, self.method.uses_vfm, "a vision foundation model"),
             ("sam", self._models.sam, self.method.uses_sam, "a SAM"),
             ("diffusion", diffusion, self.method.uses_diffusion, "a DiffusionAffinity"),
-            ("regions", regions, self.method.uses_regions, "a function that gives a picture's region ids"),
+            (
+                "regions",
+                regions,
+                self.method.uses_regions,
+                "'sam', a folder of PNGs or a function that gives region ids",
+            ),
         ):
             if needed and value is None:
                 reject(argument, f"{what} for method {self.method.name}", None)
@@ -106,6 +109,7 @@ class Predictor:
             **{role: model.name for role, model in models.items()},
             "weights_sha256": hashes,
             **(self._models.diffusion.described if self.method.uses_diffusion else {}),
+            **(described(self.regions) if self.method.uses_regions else {}),
             "device": str(self.device),
             "dtype": str(self.clip.dtype).removeprefix("torch."),
             "refine": "none" if self.refiner is None else self.refiner.refine,

@@ -15,11 +15,12 @@ from s2clip.encoder import Encoded
 from s2clip.errors import reject
 from s2clip.images import MAX_PIXELS, Source
 from s2clip.methods import Method, get_method
-from s2clip.predictor import Predictor, RegionSource
+from s2clip.predictor import Predictor
 from s2clip.reading import Failure, Picture, read_batches
 from s2clip.refinement.results import refine_given
 from s2clip.refinement.scores import ScoreMaps
 from s2clip.refinement.settings import Refinement
+from s2clip.regions import Regions
 from s2clip.result import Result
 from s2clip.text import Vocabulary
 
@@ -48,7 +49,8 @@ class Segmenter(Predictor):
         sam: str | None = None,
         refine_options: Refinement | Mapping[str, Any] | None = None,
         diffusion_model: str | None = None,
-        regions: RegionSource | None = None,
+        regions: Regions = None,
+        region_options: Mapping[str, Any] | None = None,
         method: str | Method = "s2clip",
         compile: bool = False,
         device: str | torch.device | None = None,
@@ -81,7 +83,10 @@ class Segmenter(Predictor):
             refine_options: fields of `s2clip.refinement.settings.Refinement`, `{"sam_iou_threshold": 0.9}`.
             diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd" or a method that uses it; None:
                 `s2clip.diffusion.MODEL_ID`.
-            regions: region ids of a picture, from its pixels and path, for a method that needs them.
+            regions: ids of every pixel's region, 0 for none, for a method that needs them ("corrclip"): "sam", its
+                automatic masks; a folder of PNGs named as the pictures; a function of a picture's pixels [3,H,W] and
+                path; or an array [H,W].
+            region_options: fields of `s2clip.refinement.automatic.AutomaticMasks`, `{"points_per_side": 16}`.
             compile: compile the blocks of CLIP, the VFM and SAM's encoder; the first pictures wait minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
             device, dtype: default CUDA with fp16, or the CPU with fp32.
@@ -109,11 +114,12 @@ class Segmenter(Predictor):
         method_options = {"fields": fields, "geometry": {"short_side": short_side, "crop": crop, "stride": stride}}
         names = {"vfm": vfm, "sam": sam, "diffusion_model": diffusion_model}
         refinement = {"refine": refine, "refine_options": refine_options}
+        refinement |= {"regions": regions, "region_options": region_options}
         speed = {"compile": compile, "cuda_graphs": cuda_graphs, "text_cache": text_cache, "max_memory": max_memory}
         options = {"weights": weights, "device": device, "dtype": dtype}
         options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
         parts = load_parts(model, method, **method_options, **names, **refinement, **speed, **options)
-        return cls(**parts, regions=regions, max_batch=max_batch, mix_pictures=mix_pictures, max_pixels=max_pixels)
+        return cls(**parts, max_batch=max_batch, mix_pictures=mix_pictures, max_pixels=max_pixels)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ _MODELS = {
     "sam": click.option(
         "--sam", help="SAM for --refine: sam-tiny, sam-vit-b, sam-vit-l, sam-vit-h; default: as the model."
     ),
+    "regions": click.option(
+        "--regions", metavar="DIR|sam", help="Region ids for --method corrclip: PNGs named as the pictures, or SAM's."
+    ),
     "device": click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
     "weights": click.option("--weights", default="pretrained", help="'random': real architecture, meaningless output."),
     "cache_dir": click.option(

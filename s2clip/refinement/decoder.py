@@ -1,14 +1,14 @@
 """Prompts to low-resolution masks: SAM's prompt encoder and mask decoder for prompts of several pictures at once.
 
 segment_anything's own forward repeats one picture's embedding for all prompts and makes four masks of which one is
-used. Here every prompt picks its embedding, and only the single-mask token is decoded. Its submodules do the work.
+used. Here every prompt picks its embedding, and only the masks that are asked for. Its submodules do the work.
 """
 
 import logging
 from collections.abc import Callable
 
 import torch
-from segment_anything.modeling import PromptEncoder, Sam
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from torch import Tensor
 
 from s2clip.refinement.prompts import Prompts
@@ -52,15 +52,31 @@ def embed_masks(encoder: PromptEncoder, masks: Tensor, faithful: bool = False) -
     return encoder.mask_downscaling(masks[:, None])
 
 
+ONE_MASK, THREE_MASKS = slice(0, 1), slice(1, 4)
+"""Of SAM's mask tokens: the one for prompts that leave no doubt, and those for whole, part and part of a part."""
+
+
 def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = False) -> tuple[Tensor, Tensor]:
     """Embeddings [B,C,g,g] of the pictures and R prompts → (mask logits [R,m,m], predicted IoU [R]), fp32.
+
+    One mask a prompt; faithful: see `embed_masks`.
+    """
+    logits, predicted_iou = decode_masks(sam, embeddings, prompts, ONE_MASK, faithful=faithful)
+    return logits[:, 0], predicted_iou[:, 0]
+
+
+def decode_masks(
+    sam: Sam, embeddings: Tensor, prompts: Prompts, masks: slice, *, faithful: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `decode`, for these of SAM's mask tokens: (logits [R,k,m,m], predicted IoU [R,k]).
 
     In batches of what memory allows, or of `sam.most_prompts` where a memory cap set it; a batch that does not fit
     after all is halved.
     """
     encoder = sam.prompt_encoder
     if not len(prompts):
-        return embeddings.new_empty(0, *encoder.mask_input_size), embeddings.new_empty(0)
+        count = masks.stop - masks.start
+        return embeddings.new_empty(0, count, *encoder.mask_input_size), embeddings.new_empty(0, count)
     tokens = embed_prompts(encoder, prompts)
     position = encoder.get_dense_pe()
 
@@ -70,21 +86,25 @@ def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = F
             source += encoder.no_mask_embed.weight[:, :, None, None]
         else:
             source += embed_masks(encoder, prompts.masks[prompts.mask_index[part]], faithful)
-        return _decode_batch(sam.mask_decoder, source, position, tokens[part])
+        return _decode_batch(sam.mask_decoder, source, position, tokens[part], masks)
 
     most = min(batch_size(embeddings), getattr(sam, "most_prompts", MOST_PROMPTS))
     return _in_batches(len(prompts), most, run)
 
 
-def _decode_batch(decoder, source: Tensor, position: Tensor, prompt_tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_batch(
+    decoder: MaskDecoder, source: Tensor, position: Tensor, prompt_tokens: Tensor, masks: slice
+) -> tuple[Tensor, Tensor]:
     prompts, channels, rows, columns = source.shape
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(prompts, -1, -1), prompt_tokens], 1)
     hidden, source = decoder.transformer(source, position.expand(prompts, -1, -1, -1), tokens)
     upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(prompts, channels, rows, columns))
-    weights = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
-    logits = torch.einsum("rc,rchw->rhw", weights, upscaled)
-    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, 0]
+    weights = [
+        decoder.output_hypernetworks_mlps[index](hidden[:, 1 + index]) for index in range(masks.start, masks.stop)
+    ]
+    logits = torch.einsum("rkc,rchw->rkhw", torch.stack(weights, 1), upscaled)
+    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, masks]
 
 
 def batch_size(embeddings: Tensor) -> int:
