@@ -1,11 +1,14 @@
 """A stream of pictures through a device: groups are queued ahead of the reader, failures stay in their place."""
 
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from s2clip.errors import S2ClipError
 from s2clip.reading import Failure, Picture
@@ -46,11 +49,22 @@ class DeviceQueue:
     def _finished(self, finish: Finish, done: torch.cuda.Event) -> Sequence[Result]:
         done.synchronize()
         results = finish()
-        for result in results:
-            for tensor in (result.segmentation, result.confidence, result.coarse):
-                if tensor is not None:  # not to be given away by our stream while the reader's stream uses it
-                    tensor.record_stream(torch.cuda.current_stream(self.device))
+        for tensor in device_tensors(results):  # not to be given away by our stream while the reader's stream uses it
+            tensor.record_stream(torch.cuda.current_stream(self.device))
         return results
+
+
+def device_tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of a GPU in results, their regions and whatever else holds some."""
+    if isinstance(value, Tensor):
+        if value.device.type == "cuda":
+            yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from device_tensors(getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from device_tensors(part)
 
 
 def run(

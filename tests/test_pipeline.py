@@ -4,10 +4,14 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s2clip.errors import ImageError
-from s2clip.pipeline import DeviceQueue, run
+from s2clip.ops import Components
+from s2clip.pipeline import DeviceQueue, device_tensors, run
 from s2clip.reading import Failure, Picture
+from s2clip.refinement.sam import Refined
+from s2clip.result import Result
 
 UNREADABLE = Failure("broken.png", ImageError("broken.png: empty file"))
 
@@ -112,3 +116,15 @@ def test_the_cpu_has_nothing_to_queue():
     assert queue.ahead == 0
     finish = types.SimpleNamespace()
     assert queue(lambda group: finish, pictures(1)) is finish
+
+
+def test_every_tensor_of_a_result_is_kept_from_the_allocator_while_the_reader_uses_it():
+    with FakeTensorMode():
+        labels = torch.empty(2, 3, device="cuda")
+        regions = Components(*(torch.empty(4, device="cuda") for _ in Components._fields))
+        refined = Refined(labels, labels + 1, regions, torch.empty(4, device="cuda"), torch.empty(4, device="cuda"))
+        picture = torch.empty(3, 2, 3)
+        result = Result(segmentation=labels, confidence=labels + 2, classes=("a",), image=picture, refined=refined)
+        found = list(device_tensors([result]))
+    expected = [result.segmentation, result.confidence, refined.labels, refined.score, *regions, *refined[3:]]
+    assert {id(tensor) for tensor in found} == {id(tensor) for tensor in expected}
