@@ -72,7 +72,7 @@ class Segmenter(Predictor):
         """Load the models by name and put the method together.
 
         Args:
-            model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14" or "ViT-H-14".
+            model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14", "ViT-H-14", "MetaCLIP-B-16" or "MetaCLIP-L-14".
             vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
                 else the one the method was published with, "dino-b8" mostly.
             refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
@@ -222,7 +222,10 @@ class Segmenter(Predictor):
 
     def encode(self, source: Source) -> Encoded:
         """The picture's features, to be segmented with many sets of words: the expensive half."""
-        return self._encode([self._read_or_raise(source)])[0]
+        encoded = self._encode([self._read_or_raise(source)])[0]
+        if self.device.type == "cuda" and encoded.features.device.type == "cpu":
+            torch.cuda.current_stream(self.device).synchronize()  # under a cap the copy to the host was only queued
+        return encoded
 
     def segment(
         self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
