@@ -50,12 +50,14 @@ def _openai(sha256: str, filename: str, repository: str) -> Checkpoint:
     )
 
 
+def _open_clip(repository: str) -> Checkpoint:
+    return Checkpoint(hub=((repository, "open_clip_model.safetensors"), (repository, "open_clip_pytorch_model.bin")))
+
+
 def _meta(path: str, timm_name: str = "", sha256: str = "") -> Checkpoint:
     hub = ((f"timm/{timm_name}", "model.safetensors"),) if timm_name else ()
     return Checkpoint(hub=hub, url=f"https://dl.fbaipublicfiles.com/{path}", sha256=sha256)
 
-
-LAION_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     "ViT-B-16": _openai(
@@ -68,9 +70,9 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         "ViT-L-14.pt",
         "timm/vit_large_patch14_clip_224.openai",
     ),
-    "ViT-H-14": Checkpoint(
-        hub=((LAION_H14, "open_clip_model.safetensors"), (LAION_H14, "open_clip_pytorch_model.bin"))
-    ),
+    "ViT-H-14": _open_clip("laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "MetaCLIP-B-16": _open_clip("timm/vit_base_patch16_clip_224.metaclip_2pt5b"),
+    "MetaCLIP-L-14": _open_clip("timm/vit_large_patch14_clip_224.metaclip_2pt5b"),
     "dino-s16": _meta("dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth", "vit_small_patch16_224.dino"),
     "dino-s8": _meta("dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth", "vit_small_patch8_224.dino"),
     "dino-b16": _meta("dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", "vit_base_patch16_224.dino"),

@@ -429,6 +429,7 @@ def test_random_weights_are_loud_repeatable_and_leave_the_random_state_alone(cap
         ("ViT-B-16", (12, 768, 12, 512, 16)),
         ("ViT-L-14", (24, 1024, 16, 768, 14)),
         ("ViT-H-14", (32, 1280, 16, 1024, 14)),
+        ("MetaCLIP-B-16", (12, 768, 12, 512, 16)),
     ],
 )
 def test_released_clip_runs_on_random_weights(name, sizes):

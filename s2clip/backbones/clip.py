@@ -27,11 +27,14 @@ from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, r
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.errors import WeightsError
 
-# Our name -> open_clip's architecture. OpenAI trained with QuickGELU, and open_clip's plain "ViT-B-16" builds GELU.
+# Our name -> open_clip's architecture. OpenAI and MetaCLIP ("fullcc", 2.5 billion pictures) trained with QuickGELU, and
+# open_clip's plain "ViT-B-16" builds GELU.
 ARCHITECTURES = {
     "ViT-B-16": "ViT-B-16-quickgelu",
     "ViT-L-14": "ViT-L-14-quickgelu",
     "ViT-H-14": "ViT-H-14",
+    "MetaCLIP-B-16": "ViT-B-16-quickgelu",
+    "MetaCLIP-L-14": "ViT-L-14-quickgelu",
 }
 CLIP_NAMES = ("tiny", *ARCHITECTURES)
 
@@ -219,7 +222,7 @@ def build_clip(name: str) -> CLIP:
     """The architecture of a released model with initial weights drawn from the global random state."""
     config = open_clip.get_model_config(ARCHITECTURES[name])
     model = CLIP(**config)
-    check_activation(model, quick=name in ("ViT-B-16", "ViT-L-14"), name=name)
+    check_activation(model, quick=name != "ViT-H-14", name=name)
     return model
 
 

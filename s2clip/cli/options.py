@@ -11,7 +11,10 @@ import click
 
 _MODELS = {
     "model": click.option(
-        "--model", default="tiny", show_default=True, help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14."
+        "--model",
+        default="tiny",
+        show_default=True,
+        help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14, MetaCLIP-B-16, MetaCLIP-L-14.",
     ),
     "vfm": click.option(
         "--vfm", help="Vision foundation model, e.g. dino-b8; default: the one that goes with the model."
