@@ -100,15 +100,12 @@ def test_methods_and_refinements_stand_side_by_side(run, trees, tmp_path):
         assert (tmp_path / "out/evaluate/voc20/tiny/clip+sam" / name).exists()
 
 
-ALONE = [name for name, method in METHODS.items() if not method.uses_regions]
-
-
 def test_every_method_runs_with_its_preset_beside_the_others(run, trees):
-    options = ("--method", *ALONE, "--short-side", 32, "--limit", 1, "--json")
+    options = ("--method", *METHODS, "--regions", "sam", "--short-side", 32, "--limit", 1, "--json")
     result = run("evaluate", "voc20", "--data", trees("voc20").root, *options)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
-    assert [row["method"] for row in rows] == ALONE
+    assert [row["method"] for row in rows] == list(METHODS)
     for row in rows:
         assert row["pictures"]["scored"] == 1
         protocol = json.loads(Path(row["folder"], "protocol.json").read_text())
@@ -119,10 +116,11 @@ def test_every_method_runs_with_its_preset_beside_the_others(run, trees):
 
 
 def test_every_method_runs_on_the_scenes(run):
-    result = run("evaluate", "scenes", "--method", *ALONE, "--short-side", 32, "--limit", 1, "--json")
+    options = ("--method", *METHODS, "--regions", "sam", "--short-side", 32, "--limit", 1, "--json")
+    result = run("evaluate", "scenes", *options)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
-    assert [row["method"] for row in rows] == ALONE
+    assert [row["method"] for row in rows] == list(METHODS)
     assert all(0 <= row["miou"] <= 100 for row in rows)
 
 
