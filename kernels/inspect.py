@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import s2clip.kernels
 
-WITHOUT_KERNELS = frozenset({"reference", "tiles", "inspect"})
+WITHOUT_KERNELS = frozenset({"reference", "cpu", "tiles", "inspect"})
 
 
 class Architecture(NamedTuple):
