@@ -53,8 +53,8 @@ def parse_size(size: str | int) -> int:
 
 
 def show_size(size: int) -> str:
-    """Bytes → "7.3GB", rounded up, so that what is shown is enough."""
-    return f"{-(-size // 10**7) / 100:g}GB"
+    """Bytes → "7.3GB" or "12MB", rounded up, so that what is shown is enough."""
+    return f"{-(-size // 10**6)}MB" if size < 10**9 else f"{-(-size // 10**7) / 100:g}GB"
 
 
 class Tower(NamedTuple):

@@ -48,20 +48,20 @@ class Vocabulary:
     words: tuple[str, ...]
     class_index: tuple[int, ...]
 
-    def find(self, background: int | str | None) -> int | None:
-        """The class number of `background`: a number, a class entry, one of its words, or None."""
-        if background is None:
+    def find(self, name: int | str | None, argument: str = "background") -> int | None:
+        """The class number of `name`: a number, a class entry, one of its words, or None. `argument` is for errors."""
+        if name is None:
             return None
-        if isinstance(background, str):
+        if isinstance(name, str):
             for index, entry in enumerate(self.classes):
-                if _key(background) == _key(entry):
+                if _key(name) == _key(entry):
                     return index
             for index, word in zip(self.class_index, self.words, strict=True):
-                if _key(background) == _key(word):
+                if _key(name) == _key(word):
                     return index
-        elif isinstance(background, int) and not isinstance(background, bool) and 0 <= background < len(self.classes):
-            return background
-        reject("background", f"one of {', '.join(self.classes)}, or its number", repr(background))
+        elif isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(self.classes):
+            return name
+        reject(argument, f"one of {', '.join(self.classes)}, or its number", repr(name))
 
 
 def parse_classes(text: str) -> list[str]:

@@ -324,6 +324,7 @@ def test_features_of_a_picture(run, tmp_path):
         ("features a.png --view 2 --at 3", "--at: expected two numbers with a comma, received '3'"),
         ("features a.png --at 1,1 --patch 0,0", "--patch, --at and --near name one place: give one of them"),
         ("features a.png --near sky", "--near needs --classes"),
+        ("features a.png --classes sky,tree --near snow", "near: expected one of sky, tree"),
         ("features a.png --attention", "--attention needs a place: --patch, --at or --near"),
         ("features a.png --attention --at 1,1 --view 2", "--attention: expected views of terms"),
     ],

@@ -192,7 +192,7 @@ def _peak(segmenter: "Segmenter", picture: "Picture", name: str) -> tuple[float,
     """The pixel where a class scores highest."""
     from s2clip.text import vocabulary
 
-    index = vocabulary(segmenter.classes).find(name)
+    index = vocabulary(segmenter.classes).find(name, "near")
     encoded = segmenter.encode(picture.pixels)
     best = int(segmenter.scores(encoded).planes([index], encoded.size).argmax())
     return float(best % encoded.size[1]), float(best // encoded.size[1])
@@ -236,7 +236,7 @@ def _draw_classes(
     found = heat_maps(stages(next(iter(segmenters.values()))) if staged else segmenters, picture.pixels)
     last = list(found.values())[-1]
     if show:
-        chosen = [vocabulary(last.classes).find(one) for one in show]
+        chosen = [vocabulary(last.classes).find(one, "show") for one in show]
     else:
         areas = np.bincount(last.segmentation.ravel(), minlength=len(last.classes))[: len(last.classes)]
         chosen = [int(index) for index in np.argsort(-areas, kind="stable")[:CLASSES_SHOWN] if areas[index]]
