@@ -129,10 +129,7 @@ def run(options: argparse.Namespace) -> int:
             with torch.inference_mode():
                 row = measure(case, dtype, name, options.seconds, rng) | shared
         except (ImportError, RuntimeError) as error:  # too little memory is a RuntimeError, too
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"{case.op}, {case.shape}, {dtype}, {name}: not measured ({reason})", flush=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            machine.give_up(f"{case.op}, {case.shape}, {dtype}, {name}", error)
             continue
         print(describe(row), flush=True)
         status |= "disagreement" in row

@@ -185,3 +185,11 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return commit + ("-dirty" if changed else "") if commit else "unknown"
+
+
+def give_up(what: str, error: Exception) -> None:
+    """Say in one line what was not measured and why, and return what it held of the GPU's memory."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    print(f"{what}: not measured ({reason})", flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

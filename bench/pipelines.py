@@ -190,10 +190,7 @@ def run(options: argparse.Namespace) -> int:
                             continue
                         row = measure(pair, loaded.clip.dtype, options.seconds, rng) | shared
                     except (ImportError, RuntimeError, ValueError) as error:  # too little memory is a RuntimeError, too
-                        reason = (str(error).splitlines() or [type(error).__name__])[0]
-                        print(f"pipeline {name}, {setting_name}: not measured ({reason})", flush=True)
-                        if torch.cuda.is_available():
-                            torch.cuda.empty_cache()
+                        machine.give_up(f"pipeline {name}, {setting_name}", error)
                         continue
                     print(describe(row), flush=True)
                     status |= "disagreement" in row
