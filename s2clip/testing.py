@@ -147,6 +147,18 @@ def assert_within_budget(
     assert kernel_error <= factor * eager_error + rounding, report
 
 
+def assert_same_formula(actual: Tensor, expected: Tensor, *, scale: float | None = None) -> None:
+    """max|actual − expected| ≤ 1e-9·scale, of two ways to compute one formula in fp64; scale: default max|expected|.
+
+    1e-9 is 4.5 million roundings of fp64: no order of sums, which is the processor's, comes near (small networks of
+    random weights stay under 1e-12), and a formula that differs does not pass for rounding, as it can in fp32.
+    """
+    for name, tensor in (("actual", actual), ("expected", expected)):
+        assert tensor.dtype == torch.float64, f"{name}: expected float64, received {tensor.dtype}"
+    scale = expected.abs().max().item() if scale is None and expected.numel() else scale or 0.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9 * scale)
+
+
 def assert_labels_equal_by_margin(
     actual: Tensor,
     expected: Tensor,

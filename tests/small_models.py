@@ -97,3 +97,16 @@ def small_sam(seed=2, frame=64, patch=8):
         positions.copy_(torch.randn(positions.shape, generator=generator))
     sam.fingerprint = Fingerprint("random")
     return sam.eval().requires_grad_(False)
+
+
+def exact_sam(seed=2, **options):
+    """`small_sam` with a decoder in fp64 for prompts of any dtype: two ways to its masks differ by their formula alone.
+
+    In fp32 the order of a sum, which is the processor's, moves its logits (up to 9) by as much as 5e-4 from fp64's.
+    """
+    sam = small_sam(seed, **options).double()
+    places = sam.prompt_encoder.pe_layer
+    encode = places._pe_encoding
+    places._pe_encoding = lambda coordinates: encode(coordinates.double())  # segment_anything rounds them to fp32
+    sam.prompt_encoder.mask_downscaling.register_forward_pre_hook(lambda _, masks: (masks[0].double(),))
+    return sam
