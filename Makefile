@@ -33,6 +33,7 @@ test-app: .venv/stamp  # needs the system's packages chromium and chromium-drive
 lint: .venv/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/import_contracts.py
 
 format: .venv/stamp
 	$(BIN)/ruff check --fix .

@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = next(
-    line.split('"')[1]
-    for line in (ROOT / "s2clip" / "__init__.py").read_text().splitlines()
-    if line.startswith("__version__")
-)
+VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 
 DEMO = ["gradio>=6"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
@@ -29,6 +25,7 @@ TEST = [
     *PLOT,
     *DIFFUSION,
 ]
+LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML", "types-tqdm"]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
 
 setup(
@@ -40,19 +37,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[
-        "s2clip",
-        "s2clip.kernels",
-        "s2clip.ops",
-        "s2clip.backbones",
-        "s2clip.cli",
-        "s2clip.analysis",
-        "s2clip.analysis.plots",
-        "s2clip.evaluation",
-        "s2clip.published",
-        "s2clip.refinement",
-        "s2clip.data",
-    ],
+    packages=["s2clip.kernels", *find_packages(include=["s2clip", "s2clip.*"])],
     package_dir={"s2clip.kernels": "kernels"},
     package_data={"s2clip": ["py.typed"], "s2clip.data": ["*", "*/*"]},
     install_requires=[
@@ -77,7 +62,7 @@ setup(
         "demo": DEMO,
         "diffusion": DIFFUSION,
         "plot": PLOT,
-        "dev": [*TEST, *BENCH, "ruff==0.17.6"],
+        "dev": [*TEST, *BENCH, *LINT],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
     classifiers=[

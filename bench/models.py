@@ -18,12 +18,15 @@ from torch import Tensor
 from s2clip import Segmenter, scenes
 from s2clip.backbones.clip import CLIPBackbone, load_clip
 from s2clip.backbones.sam import load_sam
-from s2clip.backbones.vfm import VisionFeatures, load_vfm
-from s2clip.methods import RECIPES, Method, get_method
+from s2clip.backbones.vfm import load_vfm
+from s2clip.backbones.vision_features import VisionFeatures
+from s2clip.methods.method import Method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import get_method
 from s2clip.refinement.refiner import Refiner
 from s2clip.refinement.settings import RECIPES as REFINEMENTS
 from s2clip.refinement.settings import Refinement
-from s2clip.text import TextEncoder, vocabulary
+from s2clip.words.text import TextEncoder, vocabulary
 
 MEAN_COSINE = 0.3
 """Of DINO's tokens in a window, roughly."""

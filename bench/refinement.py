@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from s2clip import ops
-from s2clip.backbones.sam import input_size
+from s2clip.backbones.sam import Embedding, input_size
+from s2clip.decision.scores import DenseScores, LogitScores, ScoreMaps
 from s2clip.refinement import sam, trident
 from s2clip.refinement.prompts import find_regions, make_prompts
-from s2clip.refinement.sam import Embedding, Refined
-from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps
 from s2clip.refinement.settings import Refinement
+from s2clip.results.refined import Refined
 from s2clip.stopwatch import Stopwatch
 from s2clip.testing import normal
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from s2clip import Segmenter, scenes
 from s2clip.errors import S2ClipError
-from s2clip.methods import METHODS
-from s2clip.text import vocabulary
-from s2clip.visualize import overlay, overlay_palette
+from s2clip.published.catalogue import METHODS
+from s2clip.results.visualize import overlay, overlay_palette
+from s2clip.words.text import vocabulary
 
 EXAMPLE_SCENES = (24, 7, 11)
 REFINEMENTS = ("none", "sam")

@@ -9,13 +9,17 @@ no GPU.
 import importlib
 from typing import TYPE_CHECKING
 
+from s2clip import moved
+from s2clip.version import __version__
+
 if TYPE_CHECKING:
     from s2clip import ops as ops
-    from s2clip.methods import Method as Method
+    from s2clip.methods.method import Method as Method
     from s2clip.segmenter import Segmenter as Segmenter
 
-__version__ = "0.1.0"
 __all__ = ["Method", "Segmenter", "__version__", "ops"]
+
+moved.put_up()
 
 _HOMES = {"Method": "s2clip.methods", "Segmenter": "s2clip.segmenter"}
 

@@ -12,8 +12,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from s2clip.checkpoints import CHECKPOINTS, find_local, is_offline
-from s2clip.result import versions
+from s2clip.backbones.checkpoints import CHECKPOINTS, find_local, is_offline
+from s2clip.results.result import versions
 
 OLDEST_TORCH = "2.10"
 TINY = ("clip", "dino", "sam")

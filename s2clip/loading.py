@@ -7,15 +7,18 @@ from typing import Any
 from s2clip import memory
 from s2clip.backbones.clip import CLIP_NAMES, CLIPBackbone, load_clip
 from s2clip.backbones.sam import SAM_NAMES, load_sam
-from s2clip.backbones.vfm import VFM_NAMES, VisionFeatures, load_vfm
+from s2clip.backbones.vfm import VFM_NAMES, load_vfm
+from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.errors import reject
-from s2clip.methods import RECIPES, Method, get_method
+from s2clip.methods.method import Method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import get_method
 from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
 from s2clip.refinement.refiner import load_refiner, shared_sam
+from s2clip.refinement.regions import FROM_SAM, Regions, region_source
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
-from s2clip.regions import FROM_SAM, Regions, region_source
-from s2clip.text_cache import VectorFiles, default_folder
+from s2clip.words.text_cache import VectorFiles, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,8 @@ def load_parts(
     if method.uses_sam or from_sam:
         own_sam = shared_sam(features, sam) or load_sam(sam, **options)
     if method.uses_diffusion:
-        from s2clip.diffusion import MODEL_ID, DiffusionAffinity
+        from s2clip.backbones.diffusion_affinity import DiffusionAffinity
+        from s2clip.backbones.stable_diffusion import MODEL_ID
 
         own_diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
     if refine != "none":

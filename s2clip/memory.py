@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from s2clip.errors import reject
 from s2clip.kernels.reference import CHUNK
-from s2clip.methods import Method
+from s2clip.methods.method import Method
 
 HEAD_CELLS = 1 << 15
 """Cells whose features go through the vision head at once: 0.3 GB for ViT-H, and more than a picture of 2048x1024."""

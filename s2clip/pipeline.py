@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import S2ClipError
-from s2clip.reading import Failure, Picture
-from s2clip.result import Result
+from s2clip.pictures.reading import Failure, Picture
+from s2clip.results.result import Result
 
 logger = logging.getLogger(__name__)
 

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from s2clip import memory, pipeline
-from s2clip.decision import Decision
-from s2clip.encoder import Encoded, Encoder
+from s2clip.decision.decided import Decision
+from s2clip.decision.graphs import GraphCache, classify
+from s2clip.encoding.encoded import Encoded
+from s2clip.encoding.encoder import Encoder
+from s2clip.encoding.hooks import Models
 from s2clip.errors import first_few, reject
-from s2clip.graphs import GraphCache, classify
-from s2clip.images import MAX_PIXELS, Source
-from s2clip.methods import Method, get_method
-from s2clip.published.extension import Extension, Models, resolve_extension
-from s2clip.reading import Failure, Picture, Uploader, read
+from s2clip.methods.method import Method
+from s2clip.pictures.images import MAX_PIXELS, Source
+from s2clip.pictures.reading import Failure, Picture, Uploader, read
+from s2clip.published.catalogue import get_method
+from s2clip.published.extension import Extension, resolve_extension
+from s2clip.refinement.regions import RegionSource, described
 from s2clip.refinement.results import refine_results
-from s2clip.regions import RegionSource, described
-from s2clip.result import Result
+from s2clip.results.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
-from s2clip.text import TextEncoder, Vocabulary, vocabulary
-from s2clip.text_cache import VectorFiles
+from s2clip.words.text import TextEncoder, Vocabulary, vocabulary
+from s2clip.words.text_cache import VectorFiles
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class Predictor:
 
         clip: `s2clip.backbones.clip.CLIPBackbone`. vfm: `s2clip.backbones.vfm.VisionFeatures` on the same device,
         needed where `method.uses_vfm`. sam: from `s2clip.backbones.sam.load_sam`, where `method.uses_sam`; that of a
-        refiner serves as well. diffusion: `s2clip.diffusion.DiffusionAffinity`, where `method.uses_diffusion`. regions:
+        refiner serves as well. diffusion: a `DiffusionAffinity`, where `method.uses_diffusion`. regions:
         region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
         the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
         mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels: see `from_pretrained`.

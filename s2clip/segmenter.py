@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from s2clip import pipeline
-from s2clip.decision import check_labels
-from s2clip.encoder import Encoded
+from s2clip.decision.pixels import check_labels
+from s2clip.decision.scores import ScoreMaps
+from s2clip.encoding.encoded import Encoded
 from s2clip.errors import reject
-from s2clip.images import MAX_PIXELS, Source
-from s2clip.methods import Method, get_method
+from s2clip.methods.method import Method
+from s2clip.pictures.images import MAX_PIXELS, Source
+from s2clip.pictures.reading import Failure, Picture, read_batches
 from s2clip.predictor import Predictor
-from s2clip.reading import Failure, Picture, read_batches
+from s2clip.published.catalogue import get_method
+from s2clip.refinement.regions import Regions
 from s2clip.refinement.results import refine_given
-from s2clip.refinement.scores import ScoreMaps
 from s2clip.refinement.settings import Refinement
-from s2clip.regions import Regions
-from s2clip.result import Result
-from s2clip.text import Vocabulary
+from s2clip.results.result import Result
+from s2clip.words.text import Vocabulary
 
 
 class Segmenter(Predictor):
@@ -82,7 +83,7 @@ class Segmenter(Predictor):
                 None: "sam-tiny" with model "tiny", else "sam-vit-b".
             refine_options: fields of `s2clip.refinement.settings.Refinement`, `{"sam_iou_threshold": 0.9}`.
             diffusion_model: Hub id or folder of Stable Diffusion for "sam+sd" or a method that uses it; None:
-                `s2clip.diffusion.MODEL_ID`.
+                `s2clip.refinement.diffusion.MODEL_ID`.
             regions: ids of every pixel's region, 0 for none, for a method that needs them ("corrclip"): "sam", its
                 automatic masks; a folder of PNGs named as the pictures; a function of a picture's pixels [3,H,W] and
                 path; or an array [H,W].
@@ -97,11 +98,12 @@ class Segmenter(Predictor):
             short_side, crop, stride: pixels, instead of the method's own; 0: native size, whole picture. A model
                 trained at another size brings its own (`s2clip.methods.RECIPES`) in place of the method's; what is
                 given here replaces both.
-            max_batch, mix_pictures: see `s2clip.encoder.Encoder`.
+            max_batch, mix_pictures: see `s2clip.encoding.encoder.Encoder`.
             max_memory: "8GB" (10^9 bytes), "7.5GiB" or bytes: windows, words, prompts and pictures are worked on in
                 chunks that `s2clip.memory` says fit. None: as fast as they go.
-            cuda_graphs: replay the decision as a CUDA graph for picture sizes that come often (`s2clip.graphs`); off,
-                because what that saves is not measured yet. For spliced methods without refinement.
+            cuda_graphs: replay the decision as a CUDA graph for picture sizes that come often
+                (`s2clip.decision.graphs`); off, because what that saves is not measured yet. For spliced methods
+                without refinement.
             max_pixels: pictures with more pixels are refused before they are decoded.
             fields: any other field of `Method`, to change one value: `tau=2.0`, or `**{"extension.depth": 3}`.
 
@@ -196,7 +198,7 @@ class Segmenter(Predictor):
             batches.close()
 
     def stream_batches(self, batches: Iterable[list[Picture | Failure]]) -> Iterator[Result | Failure]:
-        """`stream` for who reads by himself (`s2clip.reading.read`) and decides which pictures share a batch.
+        """`stream` for who reads by himself (`s2clip.pictures.reading.read`) and decides which pictures share a batch.
 
         Failures are yielded in their place, as by `on_error="record"`. Raises ValueError where no classes were set.
         """

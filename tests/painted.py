@@ -13,7 +13,7 @@ from small_models import small_clip
 from s2clip import scenes
 from s2clip.errors import DatasetError
 from s2clip.evaluation.runner import evaluate_dataset
-from s2clip.methods import get_method
+from s2clip.published.catalogue import get_method
 from s2clip.segmenter import Segmenter
 
 SIZE = (32, 40)

@@ -7,7 +7,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from s2clip.backbones.clip import CLIPBackbone
 from s2clip.backbones.tiny_sam import build_sam
 from s2clip.backbones.vfm import ViTFeatures
-from s2clip.weights import Fingerprint
+from s2clip.backbones.weights import Fingerprint
 
 WIDTH, HEADS, LAYERS, PATCH = 48, 3, 6, 8
 

@@ -24,7 +24,7 @@ from s2clip.analysis.separability import ClassMoments, separability, window_labe
 from s2clip.analysis.stages import heat_maps, stages
 from s2clip.analysis.views import feature_maps, parse_view, pixel_of
 from s2clip.backbones.clip import load_clip
-from s2clip.methods import get_method
+from s2clip.published.catalogue import get_method
 from s2clip.segmenter import Segmenter
 
 CLASSES = ["sky", "water; sea", "grass"]

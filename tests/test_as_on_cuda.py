@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 from s2clip.backbones.clip import load_clip
 from s2clip.backbones.sam import load_sam
 from s2clip.backbones.vfm import load_vfm
-from s2clip.methods import METHODS, RECIPES
+from s2clip.methods.recipe import RECIPES
 from s2clip.ops import components
-from s2clip.reading import Picture
+from s2clip.pictures.reading import Picture
+from s2clip.published.catalogue import METHODS
 from s2clip.refinement.refiner import Refiner
 from s2clip.refinement.settings import RECIPES as REFINEMENTS
 from s2clip.segmenter import Segmenter

@@ -16,8 +16,8 @@ from s2clip.backbones import clip, sam, tiny_sam, vfm
 from s2clip.backbones.clip import CLIPBackbone
 from s2clip.backbones.positions import resample_positions
 from s2clip.backbones.precision import freeze
+from s2clip.backbones.weights import private_random_state
 from s2clip.errors import WeightsError
-from s2clip.weights import private_random_state
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from data_trees import make_tree, save, save_lines
 
 from s2clip import cli
 from s2clip.evaluation import benchmarks
+from s2clip.evaluation.benchmarks import DATASETS
 from s2clip.evaluation.check import check
-from s2clip.evaluation.datasets import DATASETS
 
 
 @pytest.fixture

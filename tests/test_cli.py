@@ -15,7 +15,8 @@ from PIL import Image
 from s2clip import Segmenter, cli, scenes
 from s2clip.cli.demo import DEMO_SCENE
 from s2clip.cli.options import output_options
-from s2clip.inputs import expand, name_outputs
+from s2clip.pictures.inputs import expand
+from s2clip.results.naming import name_outputs
 
 CLASSES = "sky, water; sea, grass, house"
 
@@ -378,9 +379,9 @@ def test_doctor_reports_and_fails_on_a_problem(run, monkeypatch):
 
 def test_doctor_does_without_triton(run, monkeypatch):
     import s2clip.doctor
-    import s2clip.result
+    import s2clip.results.result
 
-    without = {**s2clip.result.versions(), "triton": None}
+    without = {**s2clip.results.result.versions(), "triton": None}
     monkeypatch.setattr(s2clip.doctor, "versions", lambda: without)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     result = run("doctor")

@@ -6,8 +6,9 @@ from data_trees import LAYOUTS, SIZE, make_tree, save, save_lines
 from PIL import Image
 
 from s2clip.errors import DatasetError
-from s2clip.evaluation.datasets import DATASETS, Dataset, benchmark, open_dataset
-from s2clip.text import vocabulary
+from s2clip.evaluation.benchmarks import DATASETS, benchmark
+from s2clip.evaluation.datasets import Dataset, open_dataset
+from s2clip.words.text import vocabulary
 
 ZERO_IS_IGNORED = {"voc20", "context59", "ade20k"}
 # number of classes, official pictures and background as the benchmarks are cited everywhere

@@ -22,13 +22,13 @@ from test_imports import fresh
 
 from s2clip import Segmenter
 from s2clip.backbones import stable_diffusion
-from s2clip.decision import cosine_maps
-from s2clip.diffusion import LAYERS, DiffusionAffinity, content_seed, diffuse, refine_scores
+from s2clip.backbones.diffusion_affinity import LAYERS, DiffusionAffinity, content_seed, diffuse, refine_scores
+from s2clip.backbones.weights import private_random_state
+from s2clip.decision import scores as score_maps
+from s2clip.decision.pixels import cosine_maps
+from s2clip.decision.scores import DenseScores
 from s2clip.errors import MissingExtraError, RefinementError, WeightsError
-from s2clip.refinement import scores as score_maps
-from s2clip.refinement.scores import DenseScores
 from s2clip.scenes import generate
-from s2clip.weights import private_random_state
 
 
 def save_model(folder, grid=8):
@@ -350,7 +350,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, package):
 
 
 def test_importing_it_imports_no_diffusers(tmp_path):  # open_clip imports transformers wherever that is installed
-    assert fresh("import s2clip.diffusion, sys; print('diffusers' in sys.modules)", tmp_path) == "False"
+    assert fresh("import s2clip.refinement.diffusion, sys; print('diffusers' in sys.modules)", tmp_path) == "False"
 
 
 @pytest.mark.parametrize("model_id", [stable_diffusion.MODEL_ID, "nobody/nothing", "no/such/layout"])

@@ -18,7 +18,7 @@ from s2clip.cli.console import load_segmenter
 from s2clip.errors import WeightsError
 from s2clip.evaluation.datasets import open_dataset
 from s2clip.evaluation.presets import preset
-from s2clip.methods import METHODS
+from s2clip.published.catalogue import METHODS
 
 UNTIMED = ("timings", "peak_memory_mib")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_models import picture, small_clip, small_vfm
 
 from s2clip import ops
-from s2clip.features import (
+from s2clip.encoding.features import (
     aggregate,
     gaussian_bias,
     hierarchical_tokens,
@@ -17,7 +17,7 @@ from s2clip.features import (
     patch_features,
     recombine,
 )
-from s2clip.methods import METHODS, get_method
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.stopwatch import Stopwatch
 
 GRID = (4, 7)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_models import picture, small_clip, small_vfm
 
-from s2clip import graphs
-from s2clip.graphs import GraphCache
-from s2clip.methods import get_method
+from s2clip.decision import graphs
+from s2clip.decision.graphs import GraphCache
+from s2clip.published.catalogue import get_method
 from s2clip.segmenter import Segmenter
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from s2clip.errors import ImageError
-from s2clip.images import read_image
+from s2clip.pictures.images import read_image
 
 HEIGHT, WIDTH = 6, 9
 

@@ -137,3 +137,20 @@ def test_nothing_named_kernels_at_the_top_level(tmp_path):
         print(spec is not None and "s2clip" in str(spec.submodule_search_locations))
     """
     assert fresh(code, tmp_path).split("\n") == ["True", "False"]
+
+
+def test_an_old_path_names_the_new_one(tmp_path):
+    code = """
+        from s2clip.moved import MOVED
+        for old, new in MOVED.items():
+            whole = "from {} import {}".format(*old.rsplit(".", 1))
+            for statement in (f"import {old}", f"from {old} import something", whole):
+                try:
+                    exec(statement)
+                    print(statement, "went through")
+                except ImportError as error:
+                    assert new in str(error), (statement, error)
+            for module in new.split(" and "):
+                exec(f"import {module}")
+    """
+    assert fresh(code, tmp_path) == ""

@@ -7,11 +7,11 @@ import torch
 from small_models import picture, small_clip, small_vfm
 from torch.profiler import ProfilerActivity, profile
 
-from s2clip.by_words import WordScores
+from s2clip.decision.by_words import WordScores
 from s2clip.memory import Cap, Load, Sizes, Tower, load_of, parse_size, show_size
-from s2clip.methods import METHODS, get_method
+from s2clip.pictures.windows import padded_size, resized_size, window_boxes
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.segmenter import Segmenter
-from s2clip.windows import padded_size, resized_size, window_boxes
 
 CLASSES = ["sky", "house; hut", "tree", "green grass", "sea; water; lake", "sand", "rock"]
 

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from dense import DenseBlock, as_columns, cosine_matrix, mean_shift, softmaxed, token_states
 from small_models import LAYERS, picture, small_clip, small_vfm
 
-from s2clip.features import patch_features
-from s2clip.methods import METHODS, RECIPES, Method, get_method
+from s2clip.encoding.features import patch_features
+from s2clip.methods.method import Method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import METHODS, get_method
 
 TOLERANCE = 1e-5
 GRID = (6, 10)

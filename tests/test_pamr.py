@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from small_models import picture, small_clip
 
-from s2clip import Segmenter, pamr
-from s2clip.decision import along_edges, cosine_maps
-from s2clip.methods import METHODS, get_method
+from s2clip import Segmenter
+from s2clip.decision import pamr
+from s2clip.decision.pixels import along_edges, cosine_maps
+from s2clip.published.catalogue import METHODS, get_method
 
 SIZE = (9, 13)
 

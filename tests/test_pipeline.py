@@ -8,10 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s2clip.errors import ImageError
 from s2clip.ops import Components
+from s2clip.pictures.reading import Failure, Picture
 from s2clip.pipeline import DeviceQueue, device_tensors, run
-from s2clip.reading import Failure, Picture
-from s2clip.refinement.sam import Refined
-from s2clip.result import Result
+from s2clip.results.refined import Refined
+from s2clip.results.result import Result
 
 UNREADABLE = Failure("broken.png", ImageError("broken.png: empty file"))
 

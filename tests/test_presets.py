@@ -7,9 +7,10 @@ import pytest
 from s2clip import Segmenter
 from s2clip.evaluation.benchmarks import DATASETS, benchmark
 from s2clip.evaluation.presets import preset
-from s2clip.methods import METHODS, RECIPES
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import METHODS
 from s2clip.refinement.settings import Refinement, resolve_settings
-from s2clip.text import vocabulary
+from s2clip.words.text import vocabulary
 
 MODELS = ("ViT-B-16", "ViT-L-14", "ViT-H-14", "tiny")
 PAIRS = [(method, dataset) for method in METHODS for dataset in DATASETS]

@@ -9,9 +9,10 @@ from dense_published import GRID, dense_clipsurgery, dense_gem, dense_scclip
 from small_models import PATCH, WIDTH, picture, small_clip
 
 from s2clip import Segmenter, scenes
-from s2clip.methods import METHODS, RECIPES, get_method
+from s2clip.encoding.hooks import Models, Windows
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.clipsurgery import ClipSurgery
-from s2clip.published.extension import Models, Windows
 from s2clip.published.gem import Gem
 from s2clip.published.scclip import ScClip
 from s2clip.stopwatch import Stopwatch

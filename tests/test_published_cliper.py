@@ -12,17 +12,18 @@ from dense import DenseBlock, softmaxed
 from small_models import HEADS, LAYERS, picture, small_clip, small_sam
 
 from s2clip import scenes
-from s2clip.encoder import Encoder
-from s2clip.methods import METHODS, RECIPES, get_method
+from s2clip.decision.scores import DenseScores
+from s2clip.encoding.encoder import Encoder
+from s2clip.encoding.hooks import Models
+from s2clip.methods.recipe import RECIPES
 from s2clip.published import levels_attention
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.cliper import choose, foreground_scores
-from s2clip.published.extension import Models
 from s2clip.published.levels_attention import crop_features, level_features, sharpen
 from s2clip.refinement.refiner import Refiner
-from s2clip.refinement.scores import DenseScores
 from s2clip.refinement.settings import Refinement
 from s2clip.segmenter import Segmenter
-from s2clip.text import resolve_templates
+from s2clip.words.text import resolve_templates
 
 PICTURE = picture(50, 75)
 SHORT = {"short_side": 40}

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from dense import DenseBlock, as_columns, cosine_matrix
 from small_models import PATCH, WIDTH, picture, small_clip, small_vfm
 
-from s2clip import Segmenter, decision
-from s2clip.decision import Decision
-from s2clip.methods import METHODS, get_method
+from s2clip import Segmenter
+from s2clip.decision import pixels as decision
+from s2clip.decision.decided import Decision
+from s2clip.encoding.hooks import Models, Windows
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.corrclip import CorrClip, WindowRegions, majority_labels, merged_regions, window_regions
-from s2clip.published.extension import Models, Windows
 from s2clip.stopwatch import Stopwatch
 
 SIZE, GRID, VFM_PATCH = (48, 80), (6, 10), 4

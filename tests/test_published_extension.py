@@ -10,9 +10,10 @@ import torch
 from small_models import picture, small_clip
 
 from s2clip import Segmenter
-from s2clip.decision import Decision
-from s2clip.methods import METHODS, get_method
-from s2clip.published.extension import SHARED_PATH, Extension, PictureFeatures, WindowFeatures
+from s2clip.decision.decided import Decision
+from s2clip.encoding.hooks import PictureFeatures, WindowFeatures
+from s2clip.published.catalogue import METHODS, get_method
+from s2clip.published.extension import SHARED_PATH, Extension
 from s2clip.published.gem import Gem
 
 WORDS = ["red", "green", "blue"]

@@ -13,16 +13,16 @@ from small_models import picture, small_clip, small_sam, small_vfm
 from s2clip import scenes
 from s2clip.backbones.sam import encode_images, freeze_sam, input_size
 from s2clip.backbones.sam_attention import LastAttention, encode_with_attention
-from s2clip.encoder import Encoder
-from s2clip.methods import METHODS, get_method
-from s2clip.published.extension import Models, Windows
+from s2clip.encoding.encoder import Encoder
+from s2clip.encoding.hooks import Models, Windows
+from s2clip.pictures.windows import window_boxes
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.sam_correlation import correlate, thresholds
 from s2clip.published.trident import aligned_size, valid_grid
 from s2clip.refinement.refiner import Refiner
 from s2clip.refinement.settings import Refinement
 from s2clip.segmenter import Segmenter
 from s2clip.stopwatch import Stopwatch
-from s2clip.windows import window_boxes
 
 SMALL = {"short_side": 44, "long_side": None, "crop": 32, "stride": 16}
 SETTINGS = {

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from s2clip.errors import ImageError
-from s2clip.reading import Failure, Picture, Uploader, read, read_batches
+from s2clip.pictures.reading import Failure, Picture, Uploader, read, read_batches
 
 
 def threads():

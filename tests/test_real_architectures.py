@@ -7,7 +7,7 @@ from small_models import picture
 from s2clip import Segmenter
 from s2clip.backbones.clip import CLIP_NAMES, load_clip
 from s2clip.backbones.vfm import VFM_NAMES, load_vfm
-from s2clip.methods import get_method
+from s2clip.published.catalogue import get_method
 
 MODELS = [name for name in CLIP_NAMES if name != "tiny"]
 VFMS = [name for name in VFM_NAMES if name not in ("tiny-dino", "sam-tiny")]

@@ -7,13 +7,12 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from small_models import small_sam
 from torch import nn
 
-from s2clip.backbones.sam import input_size
+from s2clip.backbones.sam import Embedding, input_size
+from s2clip.decision.scores import DenseScores, LogitScores
 from s2clip.refinement import decoder, sam
 from s2clip.refinement.decoder import decode, prompts_within
 from s2clip.refinement.memory import stage_bytes
 from s2clip.refinement.prompts import Prompts, find_regions, make_prompts
-from s2clip.refinement.sam import Embedding
-from s2clip.refinement.scores import DenseScores, LogitScores
 from s2clip.refinement.settings import Refinement
 from s2clip.stopwatch import Stopwatch
 

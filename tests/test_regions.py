@@ -15,11 +15,11 @@ from s2clip import Segmenter, scenes
 from s2clip.backbones.sam import encode_images, load_sam
 from s2clip.cli import main
 from s2clip.errors import DatasetError
-from s2clip.methods import get_method
-from s2clip.reading import Failure
+from s2clip.pictures.reading import Failure
+from s2clip.published.catalogue import get_method
 from s2clip.refinement import automatic
 from s2clip.refinement.automatic import AutomaticMasks, Masks, SamRegions, generate_masks, paint, resolve_automatic
-from s2clip.regions import FolderRegions, region_source
+from s2clip.refinement.regions import FolderRegions, region_source
 
 LENIENT = AutomaticMasks(points_per_side=9, iou_threshold=0.2, stability_threshold=0.3, offset=0.8, box_overlap=0.6)
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from s2clip.errors import OutputError
 from s2clip.files import whole_file, writable_folder
-from s2clip.result import Result, check_formats
-from s2clip.visualize import overlay, overlay_palette, voc_palette
+from s2clip.results.result import Result, check_formats
+from s2clip.results.visualize import overlay, overlay_palette, voc_palette
 
 CLASSES = ("sky", "house; hut", "tree")
 
@@ -148,7 +148,7 @@ def test_errors_name_what_is_valid(tmp_path, monkeypatch):
         make_result().save(tmp_path, ("png", "jpeg"))
     with pytest.raises(ValueError, match="without image"):
         make_result(image=None).save(tmp_path)
-    monkeypatch.setattr("s2clip.result.find_spec", lambda name: None)
+    monkeypatch.setattr("s2clip.results.result.find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 's2clip\[coco\]'"):
         check_formats("coco")
     assert list(tmp_path.iterdir()) == []

@@ -14,11 +14,13 @@ from PIL import Image
 from small_models import PATCH, picture, small_clip, small_vfm
 from torch._dynamo.utils import counters
 
-from s2clip import decision
+from s2clip.decision import pixels as decision
+from s2clip.encoding.features import patch_features
 from s2clip.errors import ImageError
-from s2clip.features import patch_features
-from s2clip.methods import METHODS, RECIPES, get_method
-from s2clip.segmenter import Failure, Segmenter
+from s2clip.methods.recipe import RECIPES
+from s2clip.pictures.reading import Failure
+from s2clip.published.catalogue import METHODS, get_method
+from s2clip.segmenter import Segmenter
 
 CLASSES = ["sky", "house; hut", "tree", "green grass"]
 GEOMETRY = {"short_side": 40, "crop": 32, "stride": 16}

@@ -12,9 +12,10 @@ from data_trees import make_tree, save
 
 from s2clip import cli
 from s2clip.evaluation import tables
-from s2clip.evaluation.datasets import DATASETS, open_dataset
+from s2clip.evaluation.benchmarks import DATASETS
+from s2clip.evaluation.datasets import open_dataset
 from s2clip.evaluation.table_text import page
-from s2clip.methods import METHODS
+from s2clip.published.catalogue import METHODS
 from s2clip.refinement.settings import REFINEMENTS, Refinement
 
 # rows, columns, rows that s2clip does not run, and figures as the source prints them: (row, data set, mIoU)

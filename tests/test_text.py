@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from small_models import small_clip
 
-from s2clip.text import TextEncoder, Vocabulary, parse_classes, read_classes, resolve_templates, vocabulary
+from s2clip.words.text import TextEncoder, Vocabulary, parse_classes, read_classes, resolve_templates, vocabulary
 
 
 @pytest.fixture(scope="module")

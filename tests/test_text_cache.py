@@ -8,8 +8,8 @@ import torch
 from small_models import small_clip
 
 from s2clip.segmenter import Segmenter
-from s2clip.text import TextEncoder
-from s2clip.text_cache import FOLDER, VectorFiles, default_folder
+from s2clip.words.text import TextEncoder
+from s2clip.words.text_cache import FOLDER, VectorFiles, default_folder
 
 WORDS = ["sky", "red house", "Bäume {}"]
 

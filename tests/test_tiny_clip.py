@@ -16,7 +16,8 @@ from s2clip.backbones import tiny
 from s2clip.backbones.clip import load_clip
 from s2clip.backbones.tiny_tokenizer import UNKNOWN, WordTokenizer, read_vocabulary, split_words
 from s2clip.evaluation.scenes import evaluate
-from s2clip.methods import RECIPES, get_method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import get_method
 from s2clip.segmenter import Segmenter
 
 WORDS = [(index, word) for index, entry in enumerate(scenes.CLASSES) for word in entry.split("; ")]

@@ -15,10 +15,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from s2clip import checkpoints, weights
-from s2clip.backbones import clip, sam, tiny_dino, vfm
+from s2clip.backbones import checkpoints, clip, sam, tiny_dino, vfm, weights
+from s2clip.backbones.checkpoints import CHECKPOINTS, Checkpoint
 from s2clip.backbones.tiny_file import write_model
-from s2clip.checkpoints import CHECKPOINTS, Checkpoint
 from s2clip.errors import S2ClipError, WeightsError
 
 NAME = "dino-s16"  # whose table entry these tests use, with a small model behind it

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import picture
 
-from s2clip.windows import (
+from s2clip.pictures.windows import (
     Box,
     Splice,
     WindowMean,

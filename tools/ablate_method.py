@@ -9,7 +9,8 @@ from s2clip import Segmenter
 from s2clip.backbones.clip import load_clip
 from s2clip.backbones.vfm import load_vfm
 from s2clip.evaluation.scenes import evaluate
-from s2clip.methods import METHODS, RECIPES, get_method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import METHODS, get_method
 
 WITHOUT_LEVELS = {"levels": (), "mu": 0.0}
 VARIANTS = (

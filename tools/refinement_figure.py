@@ -12,8 +12,8 @@ from PIL import Image
 from s2clip import Segmenter
 from s2clip.evaluation.metrics import confusion_matrix, mean_iou
 from s2clip.files import whole_file
+from s2clip.results.visualize import overlay
 from s2clip.scenes import CLASSES, generate
-from s2clip.visualize import overlay
 
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "refinement.png"
 GAP = 6

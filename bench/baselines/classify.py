@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.tools import compiled
-from s2clip.refinement.sam import Embedding
+from s2clip.backbones.sam import Embedding
 
 
 def published(logits, size, *, scale, class_index, sizes):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines import affinity, classify
-from s2clip.images import read_image
-from s2clip.methods import Method
-from s2clip.windows import resize, resized_size, window_boxes
+from s2clip.methods.method import Method
+from s2clip.pictures.images import read_image
+from s2clip.pictures.windows import resize, resized_size, window_boxes
 
 
 class ProxyCLIP:

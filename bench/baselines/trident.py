@@ -13,16 +13,15 @@ from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from torch import Tensor
 
 from baselines import affinity, classify
-from s2clip.backbones.sam import preprocess
-from s2clip.images import read_image
-from s2clip.methods import Method
+from s2clip.backbones.sam import Embedding, preprocess
+from s2clip.decision.scores import DenseScores
+from s2clip.methods.method import Method
+from s2clip.pictures.images import read_image
+from s2clip.pictures.windows import resize, resized_size, window_boxes
 from s2clip.published.trident import aligned_size
 from s2clip.refinement import trident
-from s2clip.refinement.sam import Embedding
-from s2clip.refinement.scores import DenseScores
 from s2clip.refinement.settings import Refinement
 from s2clip.stopwatch import Stopwatch
-from s2clip.windows import resize, resized_size, window_boxes
 
 CEILING = 0.9
 

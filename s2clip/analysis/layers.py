@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from s2clip.encoding.features import enlarge
 from s2clip.errors import reject
-from s2clip.features import enlarge
-from s2clip.methods import RECIPES, Method
-from s2clip.windows import resize, resized_size
+from s2clip.methods.method import Method
+from s2clip.methods.recipe import RECIPES
+from s2clip.pictures.windows import resize, resized_size
 
 
 def default_short_side(model: str) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import reject
-from s2clip.windows import nearest
+from s2clip.pictures.windows import nearest
 
 
 def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:

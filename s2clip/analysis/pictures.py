@@ -11,8 +11,8 @@ from torch import Tensor
 
 from s2clip import scenes
 from s2clip.errors import S2ClipError, reject
-from s2clip.images import MAX_PIXELS, Source, read_image
-from s2clip.inputs import expand
+from s2clip.pictures.images import MAX_PIXELS, Source, read_image
+from s2clip.pictures.inputs import expand
 
 IGNORE = 255
 SCENES = 100
@@ -106,7 +106,7 @@ def find_pictures(
         ValueError: a limit below 1, a benchmark without `data`.
         DatasetError: as `open_dataset`.
     """
-    from s2clip.evaluation.datasets import DATASETS
+    from s2clip.evaluation.benchmarks import DATASETS
 
     if limit is not None and limit < 1:
         reject("limit", "at least 1", limit)

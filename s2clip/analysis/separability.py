@@ -19,10 +19,10 @@ from torch import Tensor
 from s2clip.analysis.patches import patch_labels
 from s2clip.analysis.pictures import IGNORE, Picture
 from s2clip.errors import reject
-from s2clip.windows import nearest
+from s2clip.pictures.windows import nearest
 
 if TYPE_CHECKING:
-    from s2clip.encoder import Encoded
+    from s2clip.encoding.encoded import Encoded
     from s2clip.segmenter import Segmenter
 
 MASKS = ("predicted", "true")

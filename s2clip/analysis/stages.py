@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from s2clip.methods import METHODS
+from s2clip.published.catalogue import METHODS
 
 if TYPE_CHECKING:
-    from s2clip.images import Source
+    from s2clip.pictures.images import Source
     from s2clip.segmenter import Segmenter
 
 

@@ -20,7 +20,8 @@ from s2clip.analysis.layers import check_layers, layer_tokens, prepare, vfm_feat
 from s2clip.analysis.patches import check_patch, patch_at
 from s2clip.backbones.vfm import VFM_NAMES
 from s2clip.errors import reject
-from s2clip.methods import METHODS, TERMS
+from s2clip.methods.method import TERMS
+from s2clip.published.catalogue import METHODS
 
 
 class View(NamedTuple):

@@ -22,7 +22,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from s2clip import weights as weight_files
+from s2clip.backbones import weights as weight_files
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.errors import WeightsError
@@ -239,7 +239,7 @@ def load_clip(
     """A frozen CLIP by name, one of `CLIP_NAMES`.
 
     weights: "pretrained"; "random" (the same ones in every call; output without meaning); or a checkpoint file.
-    device, dtype: default CUDA with fp16, or the CPU with fp32.  cache_dir, local_files_only: see `s2clip.weights`.
+    device, dtype: default CUDA with fp16, or the CPU with fp32.  cache_dir, local_files_only: see `weights`.
     Raises ValueError for unknown names, WeightsError for missing or wrong weights.
     """
     check_pos_embed_interp(pos_embed_interp)

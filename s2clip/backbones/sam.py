@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,21 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from s2clip import weights as weight_files
+from s2clip.backbones import weights as weight_files
 from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
-from s2clip.backbones.vfm import VisionFeatures
-from s2clip.weights import Fingerprint
+from s2clip.backbones.vision_features import VisionFeatures
+from s2clip.backbones.weights import Fingerprint
 
 ARCHITECTURES = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
 SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
+
+
+class Embedding(NamedTuple):
+    """SAM's view of one picture."""
+
+    features: Tensor  # [1,C,g,g]
+    input_size: tuple[int, int]  # (H',W') of the picture in the frame
+    made_from: tuple[int, int] | None = None  # (H,W) it was resized to before, by a method that rounds its sides
 
 
 def load_sam(

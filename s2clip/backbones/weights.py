@@ -1,6 +1,6 @@
 """Weights inside models: read without running code from the file, compared name by name, fingerprinted.
 
-    weights="pretrained"   a file in cache_dir or the usual caches, else a download (`s2clip.checkpoints`)
+    weights="pretrained"   a file in cache_dir or the usual caches, else a download (`s2clip.backbones.checkpoints`)
     weights="random"       the real architecture with reproducible noise, for tests and benches
     weights=PATH           this file
 
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2clip.checkpoints import CHECKPOINTS, find, first_line
+from s2clip.backbones.checkpoints import CHECKPOINTS, find, first_line
 from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)

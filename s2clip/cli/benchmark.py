@@ -33,7 +33,8 @@ class Run:
 
     def open(self) -> "Dataset":
         """The data set; exit code 2 for an unknown name, 1 where the folder is not what it should be."""
-        from s2clip.evaluation.datasets import DATASETS, open_dataset, resolve_name
+        from s2clip.evaluation.benchmarks import DATASETS, resolve_name
+        from s2clip.evaluation.datasets import open_dataset
 
         try:
             name = resolve_name(self.dataset)

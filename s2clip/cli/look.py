@@ -190,7 +190,7 @@ def _draw_colours_together(
 
 def _peak(segmenter: "Segmenter", picture: "Picture", name: str) -> tuple[float, float]:
     """The pixel where a class scores highest."""
-    from s2clip.text import vocabulary
+    from s2clip.words.text import vocabulary
 
     index = vocabulary(segmenter.classes).find(name, "near")
     encoded = segmenter.encode(picture.pixels)
@@ -231,7 +231,7 @@ def _draw_classes(
 
     from s2clip.analysis.plots.features import classes_figure
     from s2clip.analysis.stages import heat_maps, stages
-    from s2clip.text import vocabulary
+    from s2clip.words.text import vocabulary
 
     found = heat_maps(stages(next(iter(segmenters.values()))) if staged else segmenters, picture.pixels)
     last = list(found.values())[-1]

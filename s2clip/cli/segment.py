@@ -49,10 +49,11 @@ def segment(
 ) -> None:
     """Segment pictures by the class names given; write a label map and an overlay of each."""
     from s2clip.files import writable_folder
-    from s2clip.inputs import expand, name_outputs
-    from s2clip.reading import Failure
-    from s2clip.result import check_formats, write_classes, write_run
-    from s2clip.text import vocabulary
+    from s2clip.pictures.inputs import expand
+    from s2clip.pictures.reading import Failure
+    from s2clip.results.naming import name_outputs
+    from s2clip.results.result import check_formats, write_classes, write_run
+    from s2clip.words.text import vocabulary
 
     with usage_errors():
         chosen = check_formats([name.strip() for name in formats.split(",")])
@@ -104,7 +105,7 @@ def _class_names(classes: str | None, classes_file: Path | None) -> str | list[s
         raise ValueError("give the classes by --classes or by --classes-file")
     if classes is not None:
         return classes
-    from s2clip.text import read_classes
+    from s2clip.words.text import read_classes
 
     try:
         return read_classes(classes_file)

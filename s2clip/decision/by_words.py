@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip.refinement.scores import ScoreMaps, half_size
+from s2clip.decision.scores import ScoreMaps, half_size
 
 WordMaps = Callable[[Sequence[int]], Tensor]
 """Word numbers → their cosines [n,h,w]."""

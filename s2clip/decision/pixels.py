@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip import ops, pamr
-from s2clip.by_words import WordScores
+from s2clip import ops
+from s2clip.decision import pamr
+from s2clip.decision.by_words import WordScores
+from s2clip.decision.decided import Decision
+from s2clip.decision.scores import DenseScores, LogitScores, ScoreMaps, take
+from s2clip.encoding.encoded import Encoded
 from s2clip.errors import reject
-from s2clip.refinement.scores import DenseScores, LogitScores, ScoreMaps, take
-from s2clip.windows import resize
-
-if TYPE_CHECKING:
-    from s2clip.encoder import Encoded
-    from s2clip.methods import Method
-
-
-class Decision(NamedTuple):
-    """What the words came to on one picture."""
-
-    labels: Tensor
-    """[H,W] int64 class numbers."""
-    confidence: Tensor
-    """[H,W] float32, the score of the label before any background was put in its place."""
-    scores: ScoreMaps | None
-    """P_c of all K classes where they were asked for."""
+from s2clip.methods.method import Method
+from s2clip.pictures.windows import resize
 
 
 def decide_picture(

@@ -1,62 +1,20 @@
 """Pictures to patch features in CLIP's joint space: resize, windows, batches, merging. Knows no words."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import memory
+from s2clip.encoding.encoded import Encoded
+from s2clip.encoding.hooks import Models, Windows, window_hooks
 from s2clip.errors import reject
-from s2clip.methods import Method
-from s2clip.published.extension import Models, Windows, resolve_extension
+from s2clip.methods.method import Method
+from s2clip.pictures.windows import Box, Splice, cut_windows, nearest, padded_size, padding, resized_size, window_boxes
 from s2clip.stopwatch import Stopwatch, Timings
-from s2clip.windows import Box, Splice, cut_windows, nearest, padded_size, padding, resized_size, window_boxes
-
-if TYPE_CHECKING:
-    from s2clip.refinement.sam import Embedding
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One picture, ready for any words: unit vectors on a grid, per window or for the whole picture.
-
-    picture uint8 [3,H,W] as it came; features [n,C,h,w] float32 ([n,S,C,h,w] of a method that gives S at once). n = 1
-    and one box where windows were spliced; else the windows of `merge="pixel"`, each of which covers `inner` of its
-    `padded` pixels.
-    """
-
-    picture: Tensor
-    features: Tensor
-    boxes: tuple[Box, ...]
-    """Windows in pixels of the resized picture."""
-    inner: Box
-    """Where a window lies in the padded one."""
-    padded: tuple[int, int]
-    """Pixels of a padded window."""
-    canvas: tuple[int, int]
-    """(H, W) of the resized picture."""
-    spliced: bool
-    source: str | None = None
-    """Path of the picture, if it has one."""
-    timings: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds per stage; those of a batch are shared out by windows. To look waits for the device."""
-    sam: "Embedding | None" = None
-    """SAM's view of the picture, where a refinement needs one."""
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the method's extension keeps for its decision, each [windows,...]."""
-    regions: Tensor | None = None
-    """[H,W] int64 ids of the picture's regions, where the method needs them."""
-    words_at_once: int | None = None
-    """Of how many words a memory cap lets cosines at canvas pixels be held; None: of any number."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the picture, and so of the label map."""
-        return tuple(self.picture.shape[1:])
 
 
 @dataclass(eq=False)
@@ -118,7 +76,7 @@ class Encoder:
     ) -> None:
         clip, vfm = models.clip, models.vfm
         on_cuda = clip.device.type == "cuda"
-        self.models, self.clip, self.method, self.extension = models, clip, method, resolve_extension(method)
+        self.models, self.clip, self.method, self.extension = models, clip, method, window_hooks(method)
         self.cap = cap
         self.max_batch = max_batch if max_batch is not None else (32 if on_cuda else 8)
         self.mix_pictures = mix_pictures if mix_pictures is not None else on_cuda

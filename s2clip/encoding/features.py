@@ -16,7 +16,7 @@ from s2clip.errors import reject
 from s2clip.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from s2clip.methods import Method
+    from s2clip.methods.method import Method
 
 
 def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import DatasetError
-from s2clip.evaluation.label_maps import read_label_map
 from s2clip.evaluation.metrics import IGNORE
 from s2clip.evaluation.pictures import Item, Reading, one_line
 from s2clip.evaluation.protocol import machine
-from s2clip.reading import Failure
-from s2clip.result import Result
+from s2clip.pictures.label_maps import read_label_map
+from s2clip.pictures.reading import Failure
+from s2clip.results.result import Result
 
 
 @dataclass(frozen=True, eq=False)

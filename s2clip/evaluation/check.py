@@ -12,8 +12,8 @@ from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark, benchmark
 from s2clip.evaluation.datasets import Dataset, Sample, dataset_of
 from s2clip.evaluation.folders import find_root, problems, scan, wrong_count
-from s2clip.evaluation.label_maps import picture_size
 from s2clip.evaluation.parallel import in_threads
+from s2clip.pictures.label_maps import picture_size
 
 SAMPLES = 32
 SHOWN = 5

@@ -17,10 +17,11 @@ from PIL import Image
 from s2clip.errors import DatasetError, OutputError, reject
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark, benchmark
 from s2clip.evaluation.folders import find_root, list_files
-from s2clip.evaluation.label_maps import INVALID, look_up, read_label_map
+from s2clip.evaluation.label_tables import INVALID, look_up
 from s2clip.evaluation.parallel import in_threads
 from s2clip.evaluation.run_lengths import decode
 from s2clip.files import whole_file, writable_folder
+from s2clip.pictures.label_maps import read_label_map
 
 CONTEXT_FILE = "trainval_merged.json"
 _RAW_CITYSCAPES, _RAW_COCO, _STUFF = "_gtFine_labelIds.png", ".png", "_labelTrainIds.png"

@@ -16,7 +16,8 @@ import numpy as np
 from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import DATASETS, IGNORE, Benchmark, benchmark, resolve_name
 from s2clip.evaluation.folders import Scan, find_root, problems, scan, wrong_count
-from s2clip.evaluation.label_maps import class_table, look_up, picture_size, read_label_map
+from s2clip.evaluation.label_tables import class_table, look_up
+from s2clip.pictures.label_maps import picture_size, read_label_map
 
 if TYPE_CHECKING:
     from torch import Tensor

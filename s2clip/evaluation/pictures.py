@@ -14,8 +14,8 @@ from torch import Tensor
 
 from s2clip.errors import DatasetError, S2ClipError
 from s2clip.evaluation.metrics import IGNORE
-from s2clip.images import MAX_PIXELS
-from s2clip.reading import Failure, Picture, read
+from s2clip.pictures.images import MAX_PIXELS
+from s2clip.pictures.reading import Failure, Picture, read
 
 THREADS = 4
 BATCHES_AHEAD = 2

@@ -14,7 +14,9 @@ import yaml
 
 from s2clip.errors import reject
 from s2clip.evaluation.benchmarks import Prompts, benchmark, resolve_name
-from s2clip.methods import RECIPES, Method, get_method
+from s2clip.methods.method import Method
+from s2clip.methods.recipe import RECIPES
+from s2clip.published.catalogue import get_method
 
 if TYPE_CHECKING:
     from s2clip.segmenter import Segmenter

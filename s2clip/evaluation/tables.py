@@ -20,7 +20,7 @@ import yaml
 from s2clip.errors import DatasetError, MissingExtraError, S2ClipError, WeightsError, reject
 from s2clip.evaluation.datasets import Dataset, open_dataset
 from s2clip.evaluation.presets import Preset, preset
-from s2clip.methods import RECIPES
+from s2clip.methods.recipe import RECIPES
 
 if TYPE_CHECKING:
     from s2clip.evaluation.report import Report

@@ -1,6 +1,6 @@
 """The methods as values: what a paper changes in CLIP's last block, its windows and its decision.
 
-One code path computes them all (`s2clip.features`). Per window, with X_l the tokens after block l of L,
+One code path computes them all (`s2clip.encoding.features`). Per window, with X_l the tokens after block l of L,
 
     R(X) = W_o · Σ_t w_t A_t V  [+ X]  [then + FFN(LN2 ·)]      q, k, v of LN1(X); no terms: A = identity
     F    = R(X_{L-1}) + μ R(M)                                  M = Σ_l ω_l T_l over the levels, ω = softmax(-H_l / τ)
@@ -8,21 +8,14 @@ One code path computes them all (`s2clip.features`). Per window, with X_l the to
     z    = LN_post(F) P,   cos(z, text)
 
 and per picture windows, averaging, softmax with the logit scale, and the choice of a class. What differs is here; what
-does not fit this formula is a method's `extension`, from the package `s2clip.published`.
+does not fit this formula is a method's `extension`, from the package `s2clip.published`, which lists the methods, too.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 from s2clip.errors import reject
-from s2clip.published.cliper import Cliper
-from s2clip.published.clipsurgery import ClipSurgery
-from s2clip.published.corrclip import CorrClip
-from s2clip.published.extension import Extension, replace_fields
-from s2clip.published.gem import Gem
-from s2clip.published.scclip import ScClip
-from s2clip.published.trident import Trident
+from s2clip.methods.needs import Needs
 from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
@@ -104,7 +97,7 @@ class Method:
     pamr_dilations: tuple[int, ...] = (8, 16)
     """[δ] pixels >= 1: how far PAMR's neighbours are apart."""
 
-    extension: Extension | None = None
+    extension: Needs | None = None
     """What the fields above cannot say, with settings of its own: see `s2clip.published.extension`."""
 
     def __post_init__(self) -> None:
@@ -116,7 +109,7 @@ class Method:
         self._check_picture()
         self._check_decision()
         extension = self.extension
-        self._require(extension is None or isinstance(extension, Extension), "extension", "None or an Extension")
+        self._require(extension is None or isinstance(extension, Needs), "extension", "None or an Extension")
         for field, value in {} if extension is None else extension.requires.items():
             self._require(getattr(self, field) == value, field, f"{value!r} for {extension.kind}")
 
@@ -224,160 +217,3 @@ class Method:
         if any(not 0 < level < layers for level in self.levels):
             reject("Method.levels", f"blocks 1..{layers - 1} of a model with {layers}", self.levels)
         return self.levels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a model needs instead of a method's values, as it was trained at another size: see `Method` for each."""
-
-    short_side: int | None
-    crop: int | None
-    stride: int
-    vfm_scale: float
-    gamma: float
-
-    def adapt(self, method: Method) -> Method:
-        """The method with this model's values, but for what its extension needs as it is."""
-        needed = {} if method.extension is None else method.extension.requires
-        values = {field: value for field, value in dataclasses.asdict(self).items() if field not in needed}
-        return dataclasses.replace(method, **values)
-
-
-# Trained on 64x64. Its DINO was taught cosines near zero between kinds, of which a softmax with γ = 3 makes little,
-# and tells kinds apart better on enlarged windows (average precision 83 at 1x, 93 at 2x): docs/scenes.md has trials.
-RECIPES = {"tiny": Recipe(short_side=160, crop=64, stride=32, vfm_scale=1.5, gamma=15.0)}
-
-_LAST_BLOCK_ALONE = {"residual": False, "feed_forward": False, "merge": "pixel"}
-_WHOLE_LAST_BLOCK = {"residual": True, "feed_forward": True, "merge": "pixel"}
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            name="clip",
-            source="CLIP (Radford et al. 2021), patch tokens instead of CLS; windows of SCLIP's protocol",
-            terms=("qk",),
-            crop=224,
-            **_WHOLE_LAST_BLOCK,
-        ),
-        Method(
-            name="maskclip",
-            source="MaskCLIP (Zhou et al. 2022) in its residual-free form; residual and FFN on is the original",
-            terms=(),
-            crop=224,
-            **_LAST_BLOCK_ALONE,
-        ),
-        Method(
-            name="clipsurgery",
-            source="CLIPSurgery (Li et al. 2023), architecture surgery; the demo takes squares of 224, here windows",
-            terms=("vv",),
-            crop=224,
-            merge="pixel",
-            templates="imagenet85",
-            extension=ClipSurgery(),
-        ),
-        Method(
-            name="gem",
-            source="GEM (Bousselham et al. 2024): the whole picture as a square of 448",
-            short_side=448,
-            long_side=None,
-            crop=None,
-            merge="pixel",
-            templates="plain",
-            logit_scale=100.0,
-            extension=Gem(),
-        ),
-        Method(
-            name="sclip",
-            source="SCLIP (Wang et al. 2024), the two softmaxes added, not averaged",
-            terms=("qq", "kk"),
-            weights=(1.0, 1.0),
-            crop=224,
-            **_WHOLE_LAST_BLOCK,
-        ),
-        Method(
-            name="clearclip",
-            source="ClearCLIP (Lan et al. 2024)",
-            terms=("qq",),
-            short_side=448,
-            crop=448,
-            stride=224,
-            logit_scale=50.0,
-            **_LAST_BLOCK_ALONE,
-        ),
-        Method(
-            name="naclip",
-            source="NACLIP (Hajimiri et al. 2025), reduced form; its code adds PAMR, pamr_iterations=10, by default",
-            terms=("kk",),
-            gaussian_sigma=5.0,
-            crop=224,
-            **_LAST_BLOCK_ALONE,
-        ),
-        Method(
-            name="proxyclip",
-            source="ProxyCLIP (Lan et al. 2024); the mean is taken per window, rows keep their diagonal",
-            terms=(),
-            vfm_weight=1.0,
-            **_LAST_BLOCK_ALONE,
-        ),
-        Method(
-            name="cliper",
-            source="CLIPer (Sun et al. 2024), linsun449/cliper.code c05fa41; published with stable_diffusion=True",
-            long_side=None,
-            crop=None,
-            merge="pixel",
-            templates="cliper15",
-            logit_scale=100.0,
-            extension=Cliper(),
-        ),
-        Method(
-            name="trident",
-            source="Trident (Shi et al. 2024); its SAM refinement is refine='trident', or 'sam' for all at once",
-            terms=(),
-            cls_token=False,
-            vfm_weight=1.0,
-            stride=224,
-            short_side=448,
-            extension=Trident(),
-        ),
-        Method(
-            name="scclip",
-            source="SC-CLIP (Bai et al. 2024), SuleBai/SC-CLIP 0417ba9; ViT-L/14 settings of its 74471da and issue 5",
-            terms=("kk",),
-            crop=224,
-            merge="pixel",
-            extension=ScClip(),
-        ),
-        Method(
-            name="corrclip",
-            source="CorrCLIP (Zhang et al. 2025), version 1, zdk258/CorrCLIP; published with MetaCLIP, SAM 2's masks",
-            merge="pixel",
-            extension=CorrClip(),
-        ),
-        Method(
-            name="s2clip",
-            source="s2clip: levels weighted by entropy, recombined attention, CLIP-VFM affinity; docs/scenes.md",
-            terms=("kk", "vv"),
-            levels="middle",
-            vfm_weight=0.5,
-        ),
-    )
-}
-
-
-def get_method(name: str | Method, **fields: object) -> Method:
-    """A method by name, with `fields` replaced; `**{"extension.depth": 3}` is a field of its extension.
-
-    An unknown name or field raises `ValueError` listing the valid ones.
-    """
-    if isinstance(name, str) and name not in METHODS:
-        reject("method", f"one of {', '.join(METHODS)}", repr(name))
-    method = METHODS[name] if isinstance(name, str) else name
-    valid = [field.name for field in dataclasses.fields(Method)]
-    own = {field: value for field, value in fields.items() if not field.startswith("extension.")}
-    for field in own:
-        if field not in valid:
-            reject("method", f"the fields {', '.join(valid)}", repr(field))
-    inner = {field.removeprefix("extension."): value for field, value in fields.items() if field not in own}
-    method = dataclasses.replace(method, **own)
-    return dataclasses.replace(method, extension=replace_fields(method.extension, inner))

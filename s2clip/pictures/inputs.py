@@ -1,12 +1,11 @@
-"""What a command line names: the pictures behind paths, folders and patterns, and a file name for each result."""
+"""What a command line names: the pictures behind paths, folders and patterns."""
 
 import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from s2clip.images import SUFFIXES
-from s2clip.result import FORMATS
+from s2clip.pictures.images import SUFFIXES
 
 
 def expand(sources: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -42,28 +41,3 @@ def _behind(source: str) -> tuple[list[Path], str]:
 
 def _pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
-
-
-def name_outputs(pictures: Sequence[Path], folder: Path, formats: Sequence[str]) -> list[str]:
-    """A stem for each picture: its own, or with -2, -3 .. where a result's file would meet another's.
-
-    Raises:
-        ValueError: a result would replace one of the pictures.
-    """
-    sources = {os.path.realpath(path) for path in pictures}
-    taken: set[str] = set()
-    stems = []
-    for picture in pictures:
-        number = 1
-        while True:
-            stem = picture.stem if number == 1 else f"{picture.stem}-{number}"
-            files = {str(folder / f"{stem}{FORMATS[name]}") for name in formats}
-            if taken.isdisjoint(file.casefold() for file in files):
-                break
-            number += 1
-        for file in files:
-            if os.path.realpath(file) in sources:
-                raise ValueError(f"-o {folder}: the result {file} would replace a picture; choose another folder")
-        taken |= {file.casefold() for file in files}
-        stems.append(stem)
-    return stems

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from s2clip.errors import ImageError
-from s2clip.images import MAX_PIXELS, Source, read_image
+from s2clip.pictures.images import MAX_PIXELS, Source, read_image
 
 
 class Picture(NamedTuple):

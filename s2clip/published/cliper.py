@@ -4,7 +4,7 @@ With z_i the features of block i (`levels_attention`), t the rows foreground wor
 
     s_i  = softmax over all rows of α·cos(z_i, t), the foreground's maps      i = 1..L
     out  = s_sel·A + mean_i s_i       A the attention of all blocks; s_sel below θ_A times a map's largest is 0
-    R    = Stable Diffusion's affinity times out, where it is loaded (`s2clip.diffusion`), else out
+    R    = Stable Diffusion's affinity times out, where it is loaded (`s2clip.refinement.diffusion`), else out
     v_c  = R_c/(max R_c + 1e-5)·(max R_c + max out_c)/2,  at the picture's size
 
 The zeros enter the mean too, and A multiplies from the right of s_sel [n,N], so that patch i hands its score out by row
@@ -25,19 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip.decision import Decision
+from s2clip.decision.decided import Decision
+from s2clip.decision.full_size import best_class, extremes
+from s2clip.decision.scores import DenseScores, take
+from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
-from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
+from s2clip.pictures.windows import resized_size
+from s2clip.published.extension import OWN_LAST_BLOCK, Extension
 from s2clip.published.levels_attention import crop_features, level_features
-from s2clip.refinement.full_size import best_class, extremes
-from s2clip.refinement.scores import DenseScores, take
 from s2clip.values import is_real, is_whole
-from s2clip.windows import resized_size
 
 if TYPE_CHECKING:
-    from s2clip.encoder import Encoded
-    from s2clip.methods import Method
-    from s2clip.published.extension import Models, Windows
+    from s2clip.encoding.encoded import Encoded
+    from s2clip.encoding.hooks import Models, Windows
+    from s2clip.methods.method import Method
     from s2clip.stopwatch import Stopwatch
 
 EPSILON = 1e-5

@@ -21,15 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
+from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
-from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
+from s2clip.published.extension import OWN_LAST_BLOCK, Extension
 from s2clip.published.two_paths import resolve_depth, second_path
 from s2clip.values import is_whole
 
 if TYPE_CHECKING:
     from s2clip.backbones.clip import CLIPBackbone
-    from s2clip.methods import Method
-    from s2clip.published.extension import Models, Windows
+    from s2clip.encoding.hooks import Models, Windows
+    from s2clip.methods.method import Method
     from s2clip.stopwatch import Stopwatch
 
 
@@ -106,7 +107,7 @@ def heat_maps(
 
     H and W are multiples of CLIP's patch. Each map runs from 0 at its least to 1 at its most fitting patch, and is
     upsampled (bilinear); one that is the same everywhere is 0. text, empty: as `feature_surgery`, from
-    `s2clip.text.TextEncoder(clip)(words, "imagenet85")`.
+    `s2clip.words.text.TextEncoder(clip)(words, "imagenet85")`.
     """
     tokens, grid = surgery_tokens(images, clip, depth)
     scores = feature_surgery(tokens, text, empty=empty)

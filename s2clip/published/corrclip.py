@@ -26,18 +26,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.encoding.features import enlarge
+from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
-from s2clip.features import enlarge
-from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
+from s2clip.pictures.windows import nearest
+from s2clip.published.extension import OWN_LAST_BLOCK, Extension
 from s2clip.values import is_real, is_whole
-from s2clip.windows import nearest
 
 if TYPE_CHECKING:
     from s2clip.backbones.clip import CLIPBackbone
-    from s2clip.decision import Decision
-    from s2clip.encoder import Encoded
-    from s2clip.methods import Method
-    from s2clip.published.extension import Models, Windows
+    from s2clip.decision.decided import Decision
+    from s2clip.encoding.encoded import Encoded
+    from s2clip.encoding.hooks import Models, Windows
+    from s2clip.methods.method import Method
     from s2clip.stopwatch import Stopwatch
 
 PUBLISHED_DEPTHS = {12: 5, 24: 12, 32: 28}

@@ -25,29 +25,29 @@ never of two. A hook keeps no state: the value is shared by threads and pictures
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from s2clip import decision, features, windows
-from s2clip.errors import reject
+from s2clip.decision import pixels
+from s2clip.decision.decided import Decision
+from s2clip.encoding.encoded import Encoded
+from s2clip.encoding.hooks import Models, PictureFeatures, WindowFeatures, WindowHooks, Windows
+from s2clip.methods.method import Method
 
-if TYPE_CHECKING:
-    from segment_anything.modeling import Sam
-
-    from s2clip.backbones.clip import CLIPBackbone
-    from s2clip.backbones.vfm import VisionFeatures
-    from s2clip.decision import Decision
-    from s2clip.diffusion import DiffusionAffinity
-    from s2clip.encoder import Encoded
-    from s2clip.methods import Method
-    from s2clip.refinement.sam import Embedding
-    from s2clip.stopwatch import Stopwatch
-
+__all__ = [
+    "OWN_LAST_BLOCK",
+    "SHARED_PATH",
+    "Extension",
+    "Models",
+    "PictureFeatures",
+    "WindowFeatures",
+    "Windows",
+    "resolve_extension",
+]
 
 OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
     {
@@ -71,88 +71,9 @@ OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
 so that to change one is refused and not ignored. A method leaves out those that it does heed."""
 
 
-class Models(NamedTuple):
-    """The loaded models, on one device; those that no part of the method needs are None."""
-
-    clip: CLIPBackbone
-    vfm: VisionFeatures | None = None
-    sam: Sam | None = None
-    """The same one that a refinement uses."""
-    diffusion: DiffusionAffinity | None = None
-
-
-class Windows(NamedTuple):
-    """Windows of one size, of one picture or of several."""
-
-    images: Tensor
-    """[n,3,h,w] RGB in [0,1], padded to a multiple of the patch with CLIP's mean colour."""
-    regions: Tensor | None = None
-    """[n,h,w] int64 ids of a method that `needs_regions`, nearest neighbour; -1 in the padding."""
-    max_batch: int = 8
-    """How many may go through a backbone at once; matters to `whole_picture` methods alone, else n is at most this."""
-
-
-class WindowFeatures(NamedTuple):
-    """What a batch of windows came to, window by window."""
-
-    maps: Tensor
-    """[n,D,r,c] before the vision head, or [n,S,D,r,c] for S of them, where the method decides for itself."""
-    extra: Mapping[str, Tensor] = MappingProxyType({})
-    """Anything else the decision needs, each [n,...]: `Encoded.extra` has it for all windows of the picture."""
-    joint: bool = False
-    """maps are in the joint space already, [n,C,r,c], and need no head; for merge="pixel" only."""
-
-
-class PictureFeatures(NamedTuple):
-    """What a picture came to."""
-
-    maps: Tensor
-    """[D,r,c] before the vision head, on any grid that covers the picture."""
-    sam: Embedding | None = None
-    """SAM's view of the picture if it was made on the way, so that the refinement needs not look again."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Extension:
+class Extension(WindowHooks):
     """The shared path. Hooks take what they need of (data, models, method, watch) and change none of it."""
-
-    kind: str = dataclasses.field(default="", init=False)
-
-    needs_vfm: ClassVar[bool] = False
-    needs_sam: ClassVar[bool] = False
-    needs_diffusion: ClassVar[bool] = False
-    needs_regions: ClassVar[bool] = False
-    """`Segmenter(regions=...)`: a function that gives the ids of a picture."""
-    whole_picture: ClassVar[bool] = False
-    """`window_features` is given all windows of one picture at once and keeps to `max_batch` itself."""
-    aligned: ClassVar[bool] = False
-    """`prepare` is given the patch as `multiple`, though windows are not spliced: none of them is padded then."""
-    smooths_itself: ClassVar[bool] = False
-    """`decide` smooths by `models.diffusion` where it is loaded: a refinement by Stable Diffusion leaves that to it."""
-    extra_words: ClassVar[tuple[str, ...]] = ()
-    """Words that belong to no class: their rows come last in the `text` that `decide` is given."""
-    requires: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Fields of `Method` that must have these values, because the hooks rely on them."""
-    default_vfm: ClassVar[str] = "dino-b8"
-    """The published vision foundation model, for who names none."""
-
-    def prepare(self, picture: Tensor, method: Method, multiple: int) -> Tensor:
-        """uint8 [3,H,W] → the picture that is cut into windows, float [3,h,w] in [0,1], on the same device.
-
-        multiple: what its sides must be divisible by; 1 where windows are padded.
-        """
-        size = windows.resized_size(*picture.shape[1:], method.short_side, method.long_side, multiple)
-        return windows.resize(picture, size, antialias=method.antialias)
-
-    def window_features(self, batch: Windows, models: Models, method: Method, watch: Stopwatch) -> WindowFeatures:
-        """Patch features of each window, before LN_post."""
-        return WindowFeatures(features.patch_features(batch.images, method, models.clip, models.vfm, watch))
-
-    def picture_features(
-        self, maps: Tensor, picture: Tensor, models: Models, method: Method, watch: Stopwatch
-    ) -> PictureFeatures:
-        """Spliced features [D,r,c] fp32 and the picture uint8 [3,H,W] as it came → features of the picture."""
-        return PictureFeatures(maps)
 
     def decide(
         self,
@@ -170,11 +91,7 @@ class Extension:
 
         with_scores: whether class scores are wanted too, for a refinement.
         """
-        return decision.decide_picture(encoded, text, class_index, background, method, with_scores=with_scores)
-
-    def _require(self, condition: bool, field: str, expected: str) -> None:
-        if not condition:
-            reject(f"{type(self).__name__}.{field}", expected, repr(getattr(self, field)))
+        return pixels.decide_picture(encoded, text, class_index, background, method, with_scores=with_scores)
 
 
 SHARED_PATH = Extension()
@@ -182,16 +99,4 @@ SHARED_PATH = Extension()
 
 def resolve_extension(method: Method) -> Extension:
     """The method's extension, or the shared path."""
-    return method.extension or SHARED_PATH
-
-
-def replace_fields(extension: Extension | None, fields: Mapping[str, Any]) -> Extension | None:
-    """The extension with `fields` replaced; `ValueError` for a field it does not have."""
-    if not fields:
-        return extension
-    valid = [] if extension is None else [field.name for field in dataclasses.fields(extension) if field.init]
-    for field in fields:
-        if field not in valid:
-            expected = f"extension.{', extension.'.join(valid)}" if valid else "no field of an extension"
-            reject("method", expected, repr(f"extension.{field}"))
-    return dataclasses.replace(extension, **fields)
+    return method.extension if isinstance(method.extension, Extension) else SHARED_PATH

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip.errors import reject
-from s2clip.windows import cut_windows, window_boxes
+from s2clip.pictures.windows import cut_windows, window_boxes
 
 if TYPE_CHECKING:
     from s2clip.backbones.clip import CLIPBackbone

@@ -28,14 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
+from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
-from s2clip.published.extension import OWN_LAST_BLOCK, Extension, WindowFeatures
+from s2clip.published.extension import OWN_LAST_BLOCK, Extension
 from s2clip.values import is_real, is_whole
 
 if TYPE_CHECKING:
     from s2clip.backbones.clip import CLIPBackbone
-    from s2clip.methods import Method
-    from s2clip.published.extension import Models, Windows
+    from s2clip.encoding.hooks import Models, Windows
+    from s2clip.methods.method import Method
     from s2clip.stopwatch import Stopwatch
 
 ANOMALIES = ("lof", "l2norm", "none")

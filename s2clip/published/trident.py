@@ -20,15 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
-from s2clip.features import recombine
-from s2clip.published.extension import Extension, PictureFeatures, WindowFeatures
+from s2clip.encoding.features import recombine
+from s2clip.encoding.hooks import PictureFeatures, WindowFeatures
+from s2clip.pictures.windows import resize
+from s2clip.published.extension import Extension
 from s2clip.published.sam_correlation import correlate
 from s2clip.values import is_real
-from s2clip.windows import resize
 
 if TYPE_CHECKING:
-    from s2clip.methods import Method
-    from s2clip.published.extension import Models, Windows
+    from s2clip.encoding.hooks import Models, Windows
+    from s2clip.methods.method import Method
     from s2clip.stopwatch import Stopwatch
 
 
@@ -91,8 +92,8 @@ class Trident(Extension):
         self, maps: Tensor, picture: Tensor, models: Models, method: Method, watch: Stopwatch
     ) -> PictureFeatures:
         """G of the spliced F, on SAM's grid."""
+        from s2clip.backbones.sam import Embedding
         from s2clip.backbones.sam_attention import encode_with_attention
-        from s2clip.refinement.sam import Embedding
 
         patch, parts = models.clip.patch_size, 2 if self.halves else 1
         size = (_ceil(picture.shape[1], patch), _ceil(picture.shape[2], patch * parts))

@@ -1,7 +1,7 @@
 """How much memory the stage needs beside SAM's image encoder, counted beforehand."""
 
+from s2clip.decision.scores import CHUNK
 from s2clip.refinement.decoder import MAPS_PER_PROMPT
-from s2clip.refinement.scores import CHUNK
 
 PIXEL_BYTES = 25
 """Of the merging at full size: labels and score so far, labels and score of a group of classes, their names, a flag."""

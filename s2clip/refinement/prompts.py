@@ -12,11 +12,11 @@ from torch import Tensor
 
 from s2clip import ops
 from s2clip.backbones.sam import input_size
+from s2clip.decision.scores import DenseScores, ScoreMaps, half_size
 from s2clip.errors import reject
 from s2clip.ops import Components
-from s2clip.refinement.scores import DenseScores, ScoreMaps, half_size
+from s2clip.pictures.windows import nearest
 from s2clip.refinement.settings import Refinement
-from s2clip.windows import nearest
 
 
 class Regions(NamedTuple):

@@ -10,13 +10,13 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from s2clip.backbones.sam import encode_images, load_sam, share_embeddings
+from s2clip.backbones.sam import Embedding, encode_images, load_sam, share_embeddings
 from s2clip.backbones.vfm import SAM_ENCODERS
+from s2clip.decision.scores import ScoreMaps
 from s2clip.refinement import sam as together
 from s2clip.refinement import trident
-from s2clip.refinement.sam import Embedding, Refined
-from s2clip.refinement.scores import ScoreMaps
 from s2clip.refinement.settings import Refinement
+from s2clip.results.refined import Refined
 from s2clip.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Refiner:
     ) -> None:
         """sam: from `load_sam`. refine: "sam", "sam+sd" or "trident". compile: SAM's image encoder, by torch.compile.
 
-        diffusion: `s2clip.diffusion.DiffusionAffinity` on SAM's device, which smooths the scores before SAM is asked.
+        diffusion: a `DiffusionAffinity` on SAM's device, which smooths the scores before SAM is asked.
         """
         self.sam, self.settings, self.refine, self.name = sam, settings, refine, name
         self.diffusion = diffusion
@@ -104,7 +104,8 @@ def load_refiner(
     if refine == "trident":
         trident.check_extra()
     if refine == "sam+sd" and diffusion is None:
-        from s2clip.diffusion import MODEL_ID, DiffusionAffinity
+        from s2clip.backbones.diffusion_affinity import DiffusionAffinity
+        from s2clip.backbones.stable_diffusion import MODEL_ID
 
         diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
     sam = sam or shared_sam(vfm, name) or load_sam(name, **options)

@@ -56,7 +56,7 @@ class FolderRegions:
 
     def __call__(self, pixels: Tensor, source: str | None) -> Tensor:
         """Raises `DatasetError` where there is no file for the picture, or one that cannot be used."""
-        from s2clip.evaluation.label_maps import read_label_map
+        from s2clip.pictures.label_maps import read_label_map
 
         if source is None:
             raise DatasetError(f"{self.folder}: a picture without a path, by which the file of its regions is found")

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s2clip.encoder import Encoded
+from s2clip.decision.scores import DenseScores, ScoreMaps
+from s2clip.encoding.encoded import Encoded
 from s2clip.errors import RefinementError, reject
-from s2clip.reading import Picture
-from s2clip.refinement.scores import DenseScores, ScoreMaps
-from s2clip.result import Result
+from s2clip.pictures.reading import Picture
+from s2clip.results.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
 
 if TYPE_CHECKING:
-    from s2clip.diffusion import DiffusionAffinity
+    from s2clip.backbones.diffusion_affinity import DiffusionAffinity
     from s2clip.refinement.refiner import Refiner
-    from s2clip.refinement.sam import Refined
+    from s2clip.results.refined import Refined
 
 
 def refine_results(
@@ -54,7 +54,7 @@ def _diffused(
     affinity: "DiffusionAffinity", coarse: Result, scores: ScoreMaps, threshold: float, watch: Stopwatch
 ) -> tuple[Result, ScoreMaps]:
     """The coarse map and its scores after Stable Diffusion's self-attention."""
-    from s2clip.diffusion import diffuse
+    from s2clip.refinement.diffusion import diffuse
 
     limits = {"threshold": threshold, "background": coarse.background}
     with watch("diffusion"):
@@ -84,7 +84,7 @@ def refine_given(
         with watch("sam_encoder"):
             embedding = refiner.embed(picture.pixels)
         if refiner.diffusion is not None:  # the given labels stay: ids that are no class would be lost
-            from s2clip.diffusion import refine_scores
+            from s2clip.refinement.diffusion import refine_scores
 
             with watch("diffusion"):
                 maps = DenseScores(refine_scores(refiner.diffusion, picture.pixels.float() / 255, maps.scores))

@@ -1,48 +1,23 @@
 """`refine="sam"`: all regions of all classes of several pictures at once. Algorithm 4 of the source on our ops."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 from s2clip import ops
-from s2clip.ops import Components
+from s2clip.backbones.sam import Embedding
+from s2clip.decision.scores import ScoreMaps, half_size
+from s2clip.pictures.windows import nearest
 from s2clip.refinement.decoder import decode
-from s2clip.refinement.prompts import (
-    Prompts,
-    Regions,
-    find_regions,
-    half_size,
-    make_prompts,
-    published_scores,
-)
-from s2clip.refinement.scores import ScoreMaps
+from s2clip.refinement.prompts import Prompts, Regions, find_regions, make_prompts, published_scores
 from s2clip.refinement.settings import Refinement
+from s2clip.results.refined import Refined
 from s2clip.stopwatch import Stopwatch
-from s2clip.windows import nearest
 
 NEVER = -1e4
 """A logit that is no mask anywhere, for regions that failed; finite, because it is interpolated."""
-
-
-class Embedding(NamedTuple):
-    """SAM's view of one picture."""
-
-    features: Tensor  # [1,C,g,g]
-    input_size: tuple[int, int]  # (H',W') of the picture in the frame
-    made_from: tuple[int, int] | None = None  # (H,W) it was resized to before, by a method that rounds its sides
-
-
-class Refined(NamedTuple):
-    """One picture's refined map."""
-
-    labels: Tensor  # [H,W] int64
-    score: Tensor  # [H,W] fp32: Q of the new label; 0 where the coarse label stayed
-    regions: Components  # [R] the prompts, by class, at half resolution
-    predicted_iou: Tensor  # [R]
-    accepted: Tensor  # [R] bool
 
 
 def refine(

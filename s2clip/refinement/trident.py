@@ -13,15 +13,15 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from s2clip.backbones.sam import input_size
+from s2clip.backbones.sam import Embedding, input_size
+from s2clip.decision.scores import ScoreMaps, half_size
 from s2clip.errors import MissingExtraError, reject
 from s2clip.ops import Components
-from s2clip.refinement.prompts import half_size, published_scores
-from s2clip.refinement.sam import Embedding, Refined
-from s2clip.refinement.scores import ScoreMaps
+from s2clip.pictures.windows import nearest
+from s2clip.refinement.prompts import published_scores
 from s2clip.refinement.settings import Refinement
+from s2clip.results.refined import Refined
 from s2clip.stopwatch import Stopwatch
-from s2clip.windows import nearest
 
 
 def check_extra() -> None:

@@ -28,11 +28,12 @@ from torch import Tensor
 
 from s2clip.errors import OutputError, reject
 from s2clip.files import whole_file, writable_folder, write_json
-from s2clip.visualize import overlay, voc_palette
+from s2clip.results.visualize import overlay, voc_palette
+from s2clip.version import __version__
 
 if TYPE_CHECKING:
     from s2clip.ops import Components
-    from s2clip.refinement.sam import Refined
+    from s2clip.results.refined import Refined
 
 FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz"}
 IGNORE = 255
@@ -227,8 +228,6 @@ def write_run(
 
 def versions() -> dict[str, str | None]:
     """Installed versions of what a result depends on; None where a package is absent."""
-    from s2clip import __version__
-
     found: dict[str, str | None] = {"s2clip": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

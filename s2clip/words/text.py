@@ -15,7 +15,7 @@ from torch import Tensor
 from s2clip.errors import reject
 
 if TYPE_CHECKING:
-    from s2clip.text_cache import VectorFiles
+    from s2clip.words.text_cache import VectorFiles
 
 PLAIN = ("a photo of a {}.",)
 SCENES = (
@@ -121,7 +121,7 @@ class TextEncoder:
 
     Every word is encoded on its own and cached by what it is (word and templates), so its vector does not depend on its
     company, and new class lists pay for their new words only. `capacity` vectors are kept, the least recently used go.
-    files: a `s2clip.text_cache.VectorFiles` that other processes share; None: vectors live in memory only.
+    files: a `s2clip.words.text_cache.VectorFiles` that other processes share; None: vectors live in memory only.
     """
 
     def __init__(self, clip, capacity: int = 4096, *, files: "VectorFiles | None" = None) -> None:

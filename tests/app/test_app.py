@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from waiting import until
 
 from s2clip import Segmenter, scenes
-from s2clip.visualize import overlay
+from s2clip.results.visualize import overlay
 
 WORDS = "sky, house; hut, tree, grass; meadow, rock; mountain"
 

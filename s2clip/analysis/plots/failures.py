@@ -10,7 +10,7 @@ from s2clip.analysis.failures import Answered, Failures
 from s2clip.analysis.pictures import IGNORE
 from s2clip.analysis.plots.features import INCHES, plot_picture
 from s2clip.analysis.plots.style import LETTERS, first_word, new_figure
-from s2clip.visualize import overlay_palette
+from s2clip.results.visualize import overlay_palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import numpy as np
 
 from s2clip.errors import MissingExtraError
 from s2clip.files import whole_file
-from s2clip.visualize import COLOURS
+from s2clip.results.visualize import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

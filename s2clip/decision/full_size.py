@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from s2clip.refinement.scores import ScoreMaps
+from s2clip.decision.scores import ScoreMaps
 
 
 def best_class(scores: ScoreMaps, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

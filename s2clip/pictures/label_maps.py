@@ -1,15 +1,13 @@
-"""Label maps in: PNG (palette, grey, 16 bit) to class ids by one table look-up."""
+"""Label maps and the sizes of pictures from files: PNG (palette, grey, 16 bit) to the numbers that stand in it."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from s2clip.errors import DAMAGE, DatasetError, first_few
-from s2clip.evaluation.benchmarks import IGNORE, Benchmark
+from s2clip.errors import DAMAGE, DatasetError
 
 INDEXED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
-INVALID = 254  # no data set has that many classes
 _ORIENTATION = 0x0112
 
 
@@ -38,30 +36,6 @@ def read_label_map(
     except DAMAGE as error:
         raise DatasetError(f"{path}: cannot be read as a label map ({_reason(error)}); {fix}") from None
     return values.astype(np.uint8) if values.dtype == bool else values
-
-
-def class_table(facts: Benchmark) -> np.ndarray:
-    """uint8 [256]: file value → class id, 255 where it does not count, 254 where the data set has no such value."""
-    table = np.full(256, INVALID, np.uint8)
-    low, high = facts.values
-    shift = int(facts.reduce_zero_label)
-    table[low + shift : high + 1] = np.arange(low, high + 1 - shift)
-    table[[IGNORE] + [0] * shift] = IGNORE
-    return table
-
-
-def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """table[values], uint8. `ValueError` telling the values that the table does not have."""
-    if values.dtype != np.uint8:
-        if not 0 <= values.min(initial=0) <= values.max(initial=0) < len(table):
-            raise ValueError(f"{values.min()} to {values.max()}")
-        values = values.astype(np.uint8)
-    # 2 ms at 1024x2048, where indexing takes 16
-    ids = np.frombuffer(bytearray(values.tobytes().translate(table.tobytes())), np.uint8).reshape(values.shape)
-    if (unknown := ids == INVALID).any():
-        bad = np.unique(values[unknown])
-        raise ValueError(first_few(bad.tolist(), 5))
-    return ids
 
 
 def picture_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
