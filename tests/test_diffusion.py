@@ -22,12 +22,13 @@ from test_imports import fresh
 
 from s2clip import Segmenter
 from s2clip.backbones import stable_diffusion
-from s2clip.backbones.diffusion_affinity import LAYERS, DiffusionAffinity, content_seed, diffuse, refine_scores
+from s2clip.backbones.diffusion_affinity import LAYERS, DiffusionAffinity, content_seed
 from s2clip.backbones.weights import private_random_state
 from s2clip.decision import scores as score_maps
 from s2clip.decision.pixels import cosine_maps
 from s2clip.decision.scores import DenseScores
 from s2clip.errors import MissingExtraError, RefinementError, WeightsError
+from s2clip.refinement.diffusion import diffuse, refine_scores
 from s2clip.scenes import generate
 
 

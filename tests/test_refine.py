@@ -11,10 +11,11 @@ from torch._dynamo.utils import counters
 
 from s2clip import ops
 from s2clip.backbones.sam import Embedding, SamFeatures, encode_images, input_size
+from s2clip.decision import scores
 from s2clip.decision.scores import DenseScores, LogitScores, half_size
 from s2clip.errors import MissingExtraError, RefinementError
 from s2clip.published.catalogue import get_method
-from s2clip.refinement import decoder, prompts, sam, scores
+from s2clip.refinement import decoder, prompts, sam
 from s2clip.refinement.prompts import Prompts, find_regions, make_prompts
 from s2clip.refinement.refiner import Refiner, load_refiner
 from s2clip.refinement.settings import Refinement, resolve_settings
