@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow test-kernels test-app lint format bench gpu docs picture docs-figures wheel clean
+.PHONY: demo test test-slow test-kernels gate test-app lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml
@@ -26,6 +26,9 @@ test-slow: .venv/stamp
 
 test-kernels: .venv/stamp
 	$(PYTEST) tests/kernels
+
+gate: .venv/stamp  # every kernel for every GPU, compiled by the oldest and the newest Triton that torch comes with
+	$(BIN)/python -m s2clip.kernels.inspect --quiet --triton 3.6 3.9
 
 test-app: .venv/stamp  # needs the system's packages chromium and chromium-driver
 	$(BIN)/pytest tests/app

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, launcher
 
 LOG2E = 1.4426950408889634
 # P is stored times 2**15 before the row is normalised, so that fp16 holds exp(-gamma (1 - S)) down to gamma = 24.
@@ -37,6 +37,7 @@ LOG2_P_SCALE = 15.0
 # The 4090 has 72 MB of L2, an H100 50 MB: P and what streams past it must fit together.
 STRIP_BYTES = 32 * 2**20
 PITCH = 64
+GRID = 65_535  # programs along y or z, which is where images stand
 
 
 class Configuration(NamedTuple):
@@ -82,8 +83,8 @@ def _unit_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """unit[b, n, offset + c] = sqrt(weights[b]) * feature / |feature|, and its sums over the rows of each block."""
-    block = tl.program_id(0).to(tl.int64)
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1).to(tl.int64)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.arange(0, BLOCK_C)
     rows = feature + image * stride_image + n[:, None] * stride_position
@@ -102,7 +103,7 @@ def _unit_rows_kernel(
         out = unit + (image * positions + n[:, None]) * unit_channels + offset + start + c[None, :]
         tl.store(out, g.to(unit.dtype.element_ty), mask=inside)
         g = tl.where(inside, g, 0.0)
-        sums = column_sums + (image * tl.num_programs(0) + block) * unit_channels + offset + start + c
+        sums = column_sums + (image * tl.num_programs(1) + block) * unit_channels + offset + start + c
         tl.store(sums, tl.sum(g, axis=0), mask=start + c < channels)
 
 
@@ -111,8 +112,8 @@ def _mean_kernel(
     column_sums, mean_parts, positions, blocks, unit_channels, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """mean_parts[b, part] = sum of (sum_n g_nc / N)^2 over the channels of one part; their sum is mean S."""
-    part = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     c = part * BLOCK_C + tl.arange(0, BLOCK_C)
     b = tl.arange(0, BLOCK_B)
     column = tl.zeros([BLOCK_C], tl.float32)
@@ -121,7 +122,7 @@ def _mean_kernel(
         inside = (start + b[:, None] < blocks) & (c[None, :] < unit_channels)
         column += tl.sum(tl.load(sums, mask=inside, other=0.0), axis=0)
     column = column / positions
-    tl.store(mean_parts + image * tl.num_programs(0) + part, tl.sum(column * column, axis=0))
+    tl.store(mean_parts + image * tl.num_programs(1) + part, tl.sum(column * column, axis=0))
 
 
 @triton.jit(do_not_specialize=["positions", "mean_parts", "parts", "row_start", "row_stop"])
@@ -332,10 +333,11 @@ def strip_plan(positions: int, item_bytes: int, block: int) -> tuple[int, int, i
     pitch = -(-positions // PITCH) * PITCH
     rows = STRIP_BYTES // (pitch * item_bytes)
     if rows >= positions:
-        return pitch, positions, rows // positions
+        return pitch, positions, min(rows // positions, GRID)
     return pitch, max(block, rows // block * block), 1
 
 
+@launcher
 def launch(
     features: Sequence[torch.Tensor],
     value: torch.Tensor,
@@ -357,7 +359,7 @@ def launch(
 
     unit, mean_parts = _unit_rows(features, weights, dtype)
     if mean is not None:
-        mean_parts = mean.to(torch.float32).reshape(batch, 1)
+        mean_parts = mean.to(torch.float32).reshape(batch, 1).contiguous()  # an expanded one keeps its stride of 0
 
     fold = value.shape[1] * value.shape[2] < positions
     if not fold and value.shape[1:3] != (height, width):
@@ -465,7 +467,7 @@ def _unit_rows(
         maps = maps.flatten(1, 2)
         if maps.stride(-1) != 1:
             maps = maps.contiguous()
-        _unit_rows_kernel[(blocks, batch)](
+        _unit_rows_kernel[(batch, blocks)](
             maps,
             unit,
             column_sums,
@@ -486,7 +488,7 @@ def _unit_rows(
         offset += maps.shape[-1]
     parts = -(-padded // MEAN_BLOCK_C)
     mean_parts = torch.empty((batch, parts), dtype=torch.float32, device=device)
-    _mean_kernel[(parts, batch)](
+    _mean_kernel[(batch, parts)](
         column_sums,
         mean_parts,
         positions,

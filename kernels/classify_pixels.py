@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps
+from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps, launcher
 
 LOG2E = 1.4426950408889634
 # Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
@@ -42,6 +42,14 @@ def configuration(arch: int, *, scores: bool) -> Configuration:
     if arch == 0:
         return Configuration(1024, 1)
     return Configuration(256, 8) if scores else Configuration(256, 4)
+
+
+@triton.jit
+def _own_pixels(pixels, BLOCK: tl.constexpr):
+    """(image, pixels of this program, which of them exist); one axis of the grid, as the others end at 65,535."""
+    blocks = tl.cdiv(pixels, BLOCK)
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), pixel, pixel < pixels
 
 
 @triton.jit
@@ -69,9 +77,7 @@ def _classify_pixels_kernel(
     background,
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < height * width
+    image, pixel, inside = _own_pixels(height * width, BLOCK)
     top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
     left, right, share_x = bilinear_taps(pixel % width, width, columns)
     top = top * columns
@@ -86,11 +92,12 @@ def _classify_pixels_kernel(
         value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
         plane += rows * columns
         finite = finite & (tl.abs(value) < float("inf"))
+        value *= scale_log2e  # before the comparison: a scale below zero turns the order round, zero makes all equal
         index = tl.load(class_index + word).to(tl.int32)
         better = (value > best) | ((value == best) & (index < label))
         best = tl.where(better, value, best)
         label = tl.where(better, index, label)
-        largest, total = _streaming_softmax(value * scale_log2e, largest, total)
+        largest, total = _streaming_softmax(value, largest, total)
     score = 1.0 / total
     label = tl.where(score < threshold, background, label)
     out = image * height * width + pixel
@@ -114,9 +121,7 @@ def _class_scores_kernel(
     BLOCK: tl.constexpr,
 ):
     """word_order sorts the words by class; those of class k are word_order[class_start[k]:class_start[k + 1]]."""
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < height * width
+    image, pixel, inside = _own_pixels(height * width, BLOCK)
     top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
     left, right, share_x = bilinear_taps(pixel % width, width, columns)
     top = top * columns
@@ -142,6 +147,7 @@ def _class_scores_kernel(
         out += height * width
 
 
+@launcher
 def launch(
     logits: torch.Tensor,
     size: tuple[int, int],
@@ -159,9 +165,9 @@ def launch(
     if labels.numel() == 0:
         return labels, confidence
     block, warps = configuration(architecture(logits.device), scores=False)
-    _classify_pixels_kernel[(triton.cdiv(height * width, block), batch)](
+    _classify_pixels_kernel[(triton.cdiv(height * width, block) * batch,)](
         logits.contiguous(),
-        class_index,
+        class_index.contiguous(),
         labels,
         confidence,
         words,
@@ -180,6 +186,7 @@ def launch(
     return labels, confidence
 
 
+@launcher
 def launch_scores(
     logits: torch.Tensor, size: tuple[int, int], scale: float, class_index: torch.Tensor, classes: int
 ) -> torch.Tensor:
@@ -193,7 +200,7 @@ def launch_scores(
     boundaries = torch.arange(classes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
     class_start = torch.searchsorted(sorted_index, boundaries).to(torch.int32)
     block, warps = configuration(architecture(logits.device), scores=True)
-    _class_scores_kernel[(triton.cdiv(height * width, block), batch)](
+    _class_scores_kernel[(triton.cdiv(height * width, block) * batch,)](
         logits.contiguous(),
         word_order,
         class_start,

@@ -27,7 +27,7 @@ import triton.language as tl
 
 from s2clip.kernels.connected_components import case, dense, launch_options, strip_kernel, strips
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, launcher
 
 LARGEST = tl.constexpr(65_504.0)  # of fp16
 COLUMNS = tl.constexpr(8)  # int64 per component; all start at 0, so minima are kept as maxima counted from the far side
@@ -244,6 +244,7 @@ def _report_kernel(
     tl.store(point + corner // 2 + 1, tl.where(seen, pixel // width, -1), mask=inside)
 
 
+@launcher
 def launch_measure(
     labels: torch.Tensor, class_map: torch.Tensor, scores: torch.Tensor, count: torch.Tensor, rows: int
 ) -> tuple[torch.Tensor, ...]:
@@ -266,6 +267,7 @@ def launch_measure(
     return image_index, class_index, label, area, box, score, point
 
 
+@launcher
 def launch_moments(labels: torch.Tensor, count: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
     """(area, box, total) int64 [rows], [rows,4], [rows,2] of labels 0..count[b] − 1 of each image, rows = Σ count.
 

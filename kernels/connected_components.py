@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, launcher
 
 IDS = 2**31 - 2**16  # pixels in one launch: ids are int32, and the last block must not pass 2³¹
 
@@ -261,6 +261,7 @@ def _relabel_kernel(
     tl.store(labels + pixel, tl.where(kept, label, 0), mask=inside)
 
 
+@launcher
 def launch_label(
     class_map: torch.Tensor, connectivity: int, ignore_index: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

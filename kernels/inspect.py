@@ -1,6 +1,9 @@
 """The compile gate: every kernel, in every shipped configuration, compiled ahead of time for every architecture.
 
-    python -m s2clip.kernels.inspect [--op NAME]... [--arch N]... [--json] [--jobs N]
+    python -m s2clip.kernels.inspect [--op NAME]... [--arch N]... [--json] [--jobs N] [--triton VERSION...]
+
+With --triton the gate runs once per named version, each in a folder of its own that pip fills (--target), beside the
+torch that is installed.
 
 No GPU is needed: Triton compiles for a named target, and the figures come from what it wrote. One row per kernel,
 configuration and architecture:
@@ -37,6 +40,7 @@ from typing import Any, NamedTuple
 
 import s2clip.kernels
 
+PATHS = [path for path in (os.environ.get("PYTHONPATH"),) if path]
 WITHOUT_KERNELS = frozenset({"reference", "cpu", "tiles", "inspect"})
 
 
@@ -209,6 +213,30 @@ def inspect(
     return rows
 
 
+def folder_of(version: str) -> Path:
+    """Where Triton `version` ("3.6", "3.8.0") is installed for the gate; by pip at the first call."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "s2clip" / "triton" / version
+    if not (folder / "triton").is_dir():
+        wanted = f"triton=={version}" if version.count(".") > 1 else f"triton=={version}.*"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), wanted]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f"--triton: expected a version that pip can install, received {version}")
+    return folder
+
+
+def under_versions(versions: Iterable[str], arguments: list[str]) -> int:
+    """The gate under each version of Triton, in processes of their own; 1 if any of them fails."""
+    failed = 0
+    for version in versions:
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(folder_of(version)), *PATHS]))
+        sys.stdout.write(f"== Triton {version}\n")
+        sys.stdout.flush()
+        command = [sys.executable, "-m", "s2clip.kernels.inspect", *arguments]
+        failed |= subprocess.run(command, env=environment, check=False).returncode
+    return int(failed > 0)
+
+
 def table(rows: list[Row]) -> str:
     """The rows as aligned text."""
     width = max([len(f"{row.kernel} {row.config}") for row in rows], default=0)
@@ -225,10 +253,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--op", action="append", choices=operators(), help="only this operator (may be repeated)")
     parser.add_argument("--arch", action="append", type=int, choices=list(ARCHITECTURES), help="only this architecture")
     parser.add_argument("--json", action="store_true", help="rows as JSON, one list")
+    parser.add_argument("--quiet", action="store_true", help="only the configurations over a limit, and the sum")
+    parser.add_argument("--triton", nargs="+", default=[], metavar="VERSION", help="3.6 3.9: under each of these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
+    if chosen.triton:
+        given = [f"--{name}={one}" for name in ("op", "arch") for one in getattr(chosen, name) or ()]
+        given += [f"--{name}" for name in ("json", "quiet") if getattr(chosen, name)]
+        return under_versions(chosen.triton, [*given, f"--jobs={chosen.jobs}"])
 
     def progress(done: int, total: int) -> None:
         sys.stderr.write(f"\r{done}/{total} compiled" + ("\n" if done == total else ""))
@@ -238,7 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.json:
         text = json.dumps([row._asdict() for row in rows], indent=1)
     else:
-        text = f"{table(rows)}\n\n{len(rows)} configurations, {failed} over a limit"
+        shown = [row for row in rows if row.problem or not chosen.quiet]
+        text = f"{table(shown)}\n\n" if shown else ""
+        text += f"Triton {importlib.import_module('triton').__version__}: "
+        text += f"{len(rows)} configurations, {failed} over a limit"
     sys.stdout.write(text + "\n")
     return 1 if failed else 0
 

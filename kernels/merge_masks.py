@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps
+from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps, launcher
 
 STRIP = 8  # rows of a mask per note of live columns
 SURVEYED = ("mask_logits", "order", "class_of", "image_start", "live", "side", "strips")  # arguments of both kernels
@@ -48,7 +48,7 @@ def configuration(arch: int) -> Configuration:
     """Wide tiles: 32 pixels of a row see about 10 neighbouring logits. Arch 0 pays per operation, not per pixel."""
     if arch == 0:
         return Configuration(block_y=32, block_x=64, warps=1, strips=32, survey_block=64, survey_warps=1)
-    return Configuration(block_y=16, block_x=32, warps=4, strips=8, survey_block=256, survey_warps=4)
+    return Configuration(block_y=16, block_x=32, warps=4, strips=8, survey_block=128, survey_warps=4)
 
 
 @triton.jit
@@ -172,9 +172,10 @@ def _merge_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    image = tl.program_id(1)
     tiles = tl.cdiv(width, BLOCK_X)
-    y_start = tl.program_id(0) // tiles * BLOCK_Y
+    rows_of_tiles = tl.cdiv(height, BLOCK_Y)
+    image = tl.program_id(0) // tiles // rows_of_tiles
+    y_start = tl.program_id(0) // tiles % rows_of_tiles * BLOCK_Y
     x_start = tl.program_id(0) % tiles * BLOCK_X
     # Pixels beyond the edge repeat the last one, so that no load needs a mask.
     y = tl.minimum(y_start + tl.arange(0, BLOCK_Y), height - 1)
@@ -240,6 +241,7 @@ def _merge_kernel(
     tl.store(quality + pixel, best, mask=inside)
 
 
+@launcher
 def launch(
     mask_logits: torch.Tensor,
     class_index: torch.Tensor,
@@ -282,7 +284,7 @@ def launch(
         num_stages=1,
         enable_fp_fusion=False,
     )
-    _merge_kernel[(triton.cdiv(height, chosen.block_y) * triton.cdiv(width, chosen.block_x), batch)](
+    _merge_kernel[(triton.cdiv(height, chosen.block_y) * triton.cdiv(width, chosen.block_x) * batch,)](
         mask_logits,
         scores,
         labels.contiguous(),

@@ -2,11 +2,11 @@
 
 B images, H heads, N tokens, D channels per head, T terms (1 to 4), M and N tiles of BLOCK_M and BLOCK_N tokens.
 
-One launch. Fused, it is one pass over the keys for all terms: each keeps its own running maximum, sum and accumulator
-(online softmax), and the tiles q_j, k_j, v_j are loaded once and serve every term as Y and as V. Two passes (maxima
-first, then one weighted product with V) would cost (2T + 1) / 2T of the matrix products and as many exponentials again.
-Where T accumulators do not fit 255 registers, the same program goes over the keys once per term: equal arithmetic,
-2T tiles loaded instead of 3.
+One launch, one pass over the keys for all terms: each keeps its own running maximum, sum and accumulator (online
+softmax), and the tiles q_j, k_j, v_j are loaded once and serve every term as Y and as V. Two passes (maxima first, then
+one weighted product with V) would cost (2T + 1) / 2T of the matrix products and as many exponentials again. Where T
+accumulators do not fit 255 registers, each term is a launch of its own into fp32, and torch adds them up: what no
+published method asks for (four terms, several with a bias) or no released model has (several terms of heads above 80).
 
 Never written: T matrices [N,N] and T results [B,H,N,D]. At B = 2, H = 12, N = 442, D = 64 and three terms in fp16 that
 is 28 MB of matrices and 8 MB of results, against 5.4 MB of compulsory traffic.
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, launcher
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -41,41 +41,40 @@ class Configuration(NamedTuple):
 
     block_m: int
     block_n: int
-    fused: bool  # all terms in one pass over the keys, or one pass per term
     num_warps: int
     num_stages: int
+
+
+def together(arch: int, terms: int, head_dim: int, dtype: torch.dtype, has_bias: bool) -> bool:
+    """Whether all terms go in one pass: T accumulators beside X fit 255 registers."""
+    if terms == 1 or arch == 0:
+        return terms < 4 and (terms == 1 or not has_bias)
+    if has_bias or dtype == torch.float32:
+        return False
+    return terms <= (3 if head_dim <= 64 else 2 if head_dim <= 80 and arch != 120 else 1)
 
 
 def configuration(
     arch: int, terms: int, head_dim: int, dtype: torch.dtype, tokens: int, has_bias: bool
 ) -> Configuration:
-    """Tiles by architecture (80, 86, 89, 90, 120; 0 is the interpreter).
+    """Tiles by architecture (80, 86, 89, 90, 120; 0 is the interpreter) of a pass over `terms` terms.
 
     BLOCK_M >= max(BLOCK_N, MAIN) and 16 rows per warp: then Triton lays all warps along the rows, and no row maximum or
     sum crosses a warp. All choices are what fits 255 registers without a spill; none is measured yet.
     """
     if arch == 0:
-        return Configuration(64, 64, terms < 4, 1, 1)
+        return Configuration(64, 64, 1, 1)
     if dtype == torch.float32:  # no tensor cores at "ieee": operands sit in registers, so tiles are small
-        return Configuration(32, 32 if head_dim <= 64 else 16, terms == 1, 8, 1)
-    whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
+        return Configuration(32, 32 if head_dim <= 64 else 16, 8, 1)
     if head_dim > 80:
-        block_n = 16 if terms > 1 and (has_bias or arch != 90) else 32
-        return Configuration(128, block_n, terms == 1, 8, 1 if has_bias and not whole else 2)
-    # Accumulators that fit beside X and, with a bias, its tile; on sm_90 X is read from shared memory.
-    held = 4 if head_dim <= 32 else 3 if head_dim <= 64 else 2
-    if arch == 120 and head_dim > 32 and (has_bias or head_dim > 64):
-        held = 1
-    elif arch != 90 and head_dim > 32 and has_bias:
-        held = 2
-    fused = terms <= held
-    roomy = head_dim <= 64 or arch == 90
-    block_n = 32 if fused or roomy or not has_bias else 16
-    if terms == 1 or (roomy and not fused and not has_bias and (whole or arch == 90)):
-        block_n = 64
+        whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
+        return Configuration(128, 32, 8, 1 if has_bias and not whole else 2)
+    block_n = 64 if terms == 1 and not (arch == 80 and has_bias) else 32  # 64 spills 8 bytes there
+    if terms == 2 and head_dim > 64 and arch in (86, 89):
+        block_n = 16  # Triton 3.6 spills 24 bytes at 32
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
     wide = arch == 90 and (tokens > 1024 or has_bias)
-    return Configuration(128 if wide else 64, block_n, fused, 8 if wide else 4, 2)
+    return Configuration(128 if wide else 64, block_n, 8 if wide else 4, 2)
 
 
 def split_head(head_dim: int) -> tuple[int, int]:
@@ -226,15 +225,6 @@ def _attend(
     return total_main, total_rest
 
 
-@triton.jit
-def _choose(index, values):
-    """values[index] for an index known at run time."""
-    chosen = values[0]
-    for i in tl.static_range(1, len(values)):
-        chosen = tl.where(index == i, values[i], chosen)
-    return chosen
-
-
 # Sizes and strides change from image to image: specialising on 1 or on multiples of 16 would compile again and again.
 RUN_TIME = ["tokens", "heads", "bias_stride", *(f"{source}_stride_{axis}" for source in SOURCES for axis in "bhn")]
 
@@ -262,11 +252,9 @@ def _recombined_attention_kernel(
     weight_0,
     weight_1,
     weight_2,
-    weight_3,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     TERMS: tl.constexpr,
-    FUSED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
@@ -289,72 +277,39 @@ def _recombined_attention_kernel(
         value + (image * v_stride_b + head * v_stride_h) * UNIT,
     )
     token_strides = (q_stride_n * UNIT, k_stride_n * UNIT, v_stride_n * UNIT)
-    weights = (weight_0, weight_1, weight_2, weight_3)
-    dtype: tl.constexpr = value.dtype.element_ty
-
-    if FUSED:
-        main, rest = _attend(
-            bases,
-            token_strides,
-            bias,
-            bias_stride,
-            start_m,
-            tokens,
-            scale_log2e,
-            weights,
-            LEFT,
-            RIGHT,
-            TERMS,
-            dtype,
-            HEAD_DIM,
-            MAIN,
-            REST,
-            HAS_BIAS,
-            UPCAST,
-            BLOCK_M,
-            BLOCK_N,
-        )
-    else:
-        main = tl.zeros([BLOCK_M, MAIN], tl.float32)
-        rest = tl.zeros([BLOCK_M, REST if REST > 0 else 1], tl.float32)
-        # A loop at run time: unrolled, the terms' addresses would all be alive at once.
-        for t in range(TERMS):
-            left = (LEFT >> (2 * t)) & 3
-            right = (RIGHT >> (2 * t)) & 3
-            part_main, part_rest = _attend(
-                (_choose(left, bases), _choose(right, bases), bases[2]),
-                (_choose(left, token_strides), _choose(right, token_strides), token_strides[2]),
-                bias,
-                bias_stride,
-                start_m,
-                tokens,
-                scale_log2e,
-                (_choose(t, weights),),
-                0,
-                1,
-                1,
-                dtype,
-                HEAD_DIM,
-                MAIN,
-                REST,
-                HAS_BIAS,
-                UPCAST,
-                BLOCK_M,
-                BLOCK_N,
-            )
-            main += part_main
-            rest += part_rest
+    main, rest = _attend(
+        bases,
+        token_strides,
+        bias,
+        bias_stride,
+        start_m,
+        tokens,
+        scale_log2e,
+        (weight_0, weight_1, weight_2),
+        LEFT,
+        RIGHT,
+        TERMS,
+        value.dtype.element_ty,
+        HEAD_DIM,
+        MAIN,
+        REST,
+        HAS_BIAS,
+        UPCAST,
+        BLOCK_M,
+        BLOCK_N,
+    )
 
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, MAIN)
     live = (start_m + m < tokens)[:, None]
     rows = output + ((image * heads + head) * tokens + start_m) * HEAD_DIM + (m * HEAD_DIM)[:, None]
-    tl.store(rows + d[None, :], main.to(dtype), mask=live & (d < HEAD_DIM)[None, :])
+    tl.store(rows + d[None, :], main.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
     if REST > 0:
         d = MAIN + tl.arange(0, REST)
-        tl.store(rows + d[None, :], rest.to(dtype), mask=live & (d < HEAD_DIM)[None, :])
+        tl.store(rows + d[None, :], rest.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
 
 
+@launcher
 def launch(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -365,7 +320,7 @@ def launch(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `reference.recombined_attention`; views with aligned rows (a packed qkv) are read in place."""
-    batch, heads, tokens, head_dim = value.shape
+    head_dim = value.shape[3]
     if value.numel() == 0:
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)
     unit = 16 // value.element_size()
@@ -373,30 +328,42 @@ def launch(
     if padding:  # channels of zeros change no product; no published model has such a head size
         inputs = [F.pad(tensor, (0, padding)) for tensor in (query, key, value)]
         return launch(*inputs, terms, weights, scale, bias)[..., :head_dim].contiguous()
-    arch = architecture(value.device)
-    tiles = configuration(arch, len(terms), head_dim, value.dtype, tokens, bias is not None)
-    main, rest = split_head(head_dim)
     inputs = [
         tensor if readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
         for tensor in (query, key, value)
     ]
-    output = torch.empty((batch, heads, tokens, head_dim), dtype=value.dtype, device=value.device)
-    if bias is not None and bias.stride(1) != 1:
+    if bias is not None and (bias.stride(1) != 1 or MAX_BLOCK * bias.stride(0) >= 1 << 31):
         bias = bias.contiguous()
+    given = (*inputs, scale, bias)
+    if together(architecture(value.device), len(terms), head_dim, value.dtype, bias is not None):
+        return _launch(*given, terms, weights, value.dtype)
+    parts = [_launch(*given, [term], [weight], torch.float32) for term, weight in zip(terms, weights, strict=True)]
+    return sum(parts[1:], start=parts[0]).to(value.dtype)
+
+
+def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) -> torch.Tensor:
+    """One pass over the keys for all terms, on readable inputs."""
+    batch, heads, tokens, head_dim = value.shape
+    arch = architecture(value.device)
+    tiles = configuration(arch, len(terms), head_dim, value.dtype, tokens, bias is not None)
+    main, rest = split_head(head_dim)
+    unit = 16 // value.element_size()
+    output = torch.empty(value.shape, dtype=dtype, device=value.device)
     _recombined_attention_kernel[(triton.cdiv(tokens, tiles.block_m) * heads * batch,)](
-        *inputs,
+        query,
+        key,
+        value,
         output if bias is None else bias,
         output,
         tokens,
         heads,
-        *(stride // unit for tensor in inputs for stride in _strides(tensor)),
+        *(stride // unit for tensor in (query, key, value) for stride in _strides(tensor)),
         0 if bias is None else bias.stride(0),
         scale * LOG2E.value,
-        *(float(weight) for weight in [*weights, 0, 0, 0][:4]),
+        *(float(weight) for weight in [*weights, 0, 0][:3]),
         LEFT=digits(term[0] for term in terms),
         RIGHT=digits(term[1] for term in terms),
         TERMS=len(terms),
-        FUSED=tiles.fused,
         HEAD_DIM=head_dim,
         MAIN=main,
         REST=rest,
@@ -429,33 +396,45 @@ def digits(sources: Iterable[str]) -> int:
     return sum(SOURCES.index(source) << 2 * term for term, source in enumerate(sources))
 
 
-COMPILED_TERMS = ("qq", "kk", "vv", "qk")
+COMPILED_TERMS = ("qq", "kk", "vv")
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def compile_cases(arch: int) -> Iterator[Case]:
-    """Every row of the table at the head sizes that fill it (64; 80 of ViT-H; 128), a term count and token bucket each.
+    """Every pass that `launch` chooses at the head sizes that fill the table (64; 80 of ViT-H; 128).
 
     Smaller heads need no more registers than these. Tests marked slow compile the others.
     """
+    half = torch.float16
     for head_dim in (64, 80, 128):
-        rows = [(terms, torch.float16, False) for terms in (1, 2, 3, 4)]
-        rows += [(3, torch.float16, True), (4, torch.float16, True), (3, torch.float32, True)]
+        rows = [(terms, half, False) for terms in (1, 2, 3)] + [(1, half, True), (1, torch.float32, True)]
         rows += [(3, torch.bfloat16, False)] if head_dim == 64 else []
         for terms, dtype, has_bias in rows:
-            buckets = [configuration(arch, terms, head_dim, dtype, tokens, has_bias) for tokens in (577, 4097)]
-            for tiles in dict.fromkeys(buckets):
-                yield compile_case(terms, head_dim, dtype, has_bias, tiles)
+            if together(arch, terms, head_dim, dtype, has_bias):
+                buckets = [configuration(arch, terms, head_dim, dtype, tokens, has_bias) for tokens in (577, 4097)]
+                for tiles in dict.fromkeys(buckets):
+                    yield compile_case(terms, head_dim, dtype, has_bias, tiles)
+                    if terms == 1 and dtype == half:
+                        yield compile_case(terms, head_dim, dtype, has_bias, tiles, torch.float32)
 
 
-def compile_case(terms: int, head_dim: int, dtype: torch.dtype, has_bias: bool, tiles: Configuration) -> Case:
+def compile_case(
+    terms: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    has_bias: bool,
+    tiles: Configuration,
+    output: torch.dtype | None = None,
+) -> Case:
     """What `launch` compiles for aligned inputs."""
     main, rest = split_head(head_dim)
-    element = TRITON_TYPES[dtype]
-    pointers = dict.fromkeys(("query", "key", "value", "bias", "output"), f"*{element}")
-    scalars = dict.fromkeys(("scale_log2e", "weight_0", "weight_1", "weight_2", "weight_3"), "fp32")
+    element, written = TRITON_TYPES[dtype], TRITON_TYPES[output or dtype]
+    pointers = dict.fromkeys(("query", "key", "value"), f"*{element}") | dict.fromkeys(
+        ("bias", "output"), f"*{written}"
+    )
+    scalars = dict.fromkeys(("scale_log2e", "weight_0", "weight_1", "weight_2"), "fp32")
     shape = f"{tiles.block_m}x{tiles.block_n}"
-    names = (f"T{terms} D{head_dim} {element}", "bias" * has_bias, shape, "fused" * tiles.fused)
+    names = (f"T{terms} D{head_dim} {element}", "bias" * has_bias, shape, f"to {written}" * (written != element))
     return Case(
         kernel=_recombined_attention_kernel,
         name=" ".join(words for words in names if words),
@@ -464,7 +443,6 @@ def compile_case(terms: int, head_dim: int, dtype: torch.dtype, has_bias: bool, 
             "LEFT": digits(term[0] for term in COMPILED_TERMS[:terms]),
             "RIGHT": digits(term[1] for term in COMPILED_TERMS[:terms]),
             "TERMS": terms,
-            "FUSED": tiles.fused,
             "HEAD_DIM": head_dim,
             "MAIN": main,
             "REST": rest,

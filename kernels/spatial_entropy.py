@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture
+from s2clip.kernels.tiles import architecture, launcher
 
 FIGURES = ("mean", "deviation", "largest", "entropy")
 # Rows end where they end, so no multiple of 16 would widen an access; that one stride is 1 is what TOKENS says.
@@ -60,8 +60,8 @@ def _moments_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Mean, population deviation and maximum of every channel."""
-    image = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     step_c = 1 if TOKENS else stride
     step_n = stride if TOKENS else 1
@@ -102,7 +102,7 @@ def _entropy_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Entropy of every channel, in nats."""
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     smallest = tl.full([BLOCK_N], float("inf"), tl.float32)
     for start in range(0, channels, BLOCK_N):
@@ -110,7 +110,7 @@ def _entropy_kernel(
         smallest = tl.minimum(smallest, every)
     epsilon = tl.maximum(tl.min(smallest, axis=0) * 1e-2, 1e-6)
 
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     own = image * channels + c
     centre = tl.load(mean + own, mask=c < channels, other=0.0)
     inverse = 1.0 / (tl.load(deviation + own, mask=c < channels, other=0.0) + epsilon)
@@ -153,6 +153,7 @@ def _average_kernel(entropy, result, channels, BLOCK: tl.constexpr):
 AVERAGE_BLOCK = 256
 
 
+@launcher
 def launch(features: torch.Tensor) -> torch.Tensor:
     """As `reference.spatial_entropy`."""
     batch, channels, height, width = features.shape
@@ -165,7 +166,7 @@ def launch(features: torch.Tensor) -> torch.Tensor:
     positions = height * width
     block_c, block_n, warps = configuration(architecture(features.device))
     mean, deviation, largest, entropy = torch.empty((4, batch, channels), dtype=torch.float32, device=features.device)
-    grid = (triton.cdiv(channels, block_c), batch)
+    grid = (batch, triton.cdiv(channels, block_c))
     strides = (features.stride(0), features.stride(3 if tokens else 1))
     tiles = {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n}
     tiles |= {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}

@@ -1,6 +1,7 @@
 """What the launchers and kernels share: the architecture of a device, and device functions, tile in, tile out."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -21,6 +22,20 @@ def architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return _shipped(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def launcher(launch: Callable) -> Callable:
+    """`launch` on the device of its first tensor: Triton launches on the current device, which need not be that one."""
+
+    @functools.wraps(launch)
+    def on_its_device(*arguments):
+        data = arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
+        if not data.is_cuda:
+            return launch(*arguments)
+        with torch.cuda.device_of(data):
+            return launch(*arguments)
+
+    return on_its_device
 
 
 @triton.jit

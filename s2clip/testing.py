@@ -51,6 +51,18 @@ def layouts(tensor: Tensor) -> dict[str, Tensor]:
     }
 
 
+def expanded(tensor: Tensor) -> dict[str, Tensor]:
+    """Values that repeat along the first axis, and along all, as views of stride 0 with poison behind them.
+
+    What reads such a view as if it were contiguous gets the poison. Compare with the same call on `.contiguous()`.
+    """
+    views = {}
+    for name, kept in (("one row", tensor[:1]), ("one number", tensor[(slice(0, 1),) * tensor.ndim])):
+        store = _poisoned([kept.numel() + tensor.numel()], tensor)
+        views[name] = store[: kept.numel()].view(kept.shape).copy_(kept).expand(tensor.shape)
+    return views
+
+
 def _poisoned(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.full(tuple(shape), poison(like.dtype), dtype=like.dtype, device=like.device)
 

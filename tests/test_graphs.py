@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretended_cuda import pretend
 from small_models import picture, small_clip, small_vfm
 
 from s2clip.decision import graphs
@@ -99,3 +100,33 @@ def test_other_decisions_are_not_captured():
     segmenter = Segmenter(small_clip(), method=method, cuda_graphs=True).set_classes("sky, tree")
     segmenter._graphs.function = None  # would fail if it were called
     assert segmenter(picture(50, 71)).segmentation.shape == (50, 71)
+
+
+def test_a_capture_and_its_replays_are_on_the_device_of_the_tensors(monkeypatch):
+    """Streams and captures are those of the current device, which need not be that of the tensors."""
+    pretend(monkeypatch)
+    inside = []
+
+    class Guard:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            inside.append(self.tensor.shape)
+
+        def __exit__(self, *_):
+            inside.pop()
+
+    def doubled_on_its_device(tensor, *, factor):
+        assert inside == [(3,)]
+        return (tensor * factor,)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    capture, replay = torch.cuda.graph, torch.cuda.CUDAGraph.replay
+    seen = []
+    monkeypatch.setattr(torch.cuda, "graph", lambda *a, **k: (seen.append(len(inside)), capture(*a, **k))[1])
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (seen.append(len(inside)), replay(graph))[1])
+    captured = graphs.CapturedGraph(doubled_on_its_device, (torch.ones(3),), {"factor": 2})
+    assert torch.equal(captured(torch.ones(3))[0], torch.full((3,), 2.0))
+    assert seen == [1, 1]
+    assert not inside

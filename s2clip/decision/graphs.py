@@ -24,18 +24,20 @@ class CapturedGraph:
 
     def __init__(self, function: Function, tensors: tuple[Tensor, ...], constants: dict[str, Any]) -> None:
         self.inputs = tuple(tensor.clone() for tensor in tensors)
-        self.graph = torch.cuda.CUDAGraph()
-        function(*self.inputs, **constants)  # compiles kernels and makes workspaces, which a capture may not
-        torch.cuda.current_stream().synchronize()
-        # Threads that read pictures pin memory meanwhile, which a capture watched globally would not survive.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = function(*self.inputs, **constants)
+        with torch.cuda.device_of(self.inputs[0]):  # streams and captures are those of the current device
+            self.graph = torch.cuda.CUDAGraph()
+            function(*self.inputs, **constants)  # compiles kernels and makes workspaces, which a capture may not
+            torch.cuda.current_stream().synchronize()
+            # Threads that read pictures pin memory meanwhile, which a capture watched globally would not survive.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.outputs = function(*self.inputs, **constants)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        for place, tensor in zip(self.inputs, tensors, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        self.graph.replay()
-        return tuple(output.clone() for output in self.outputs)
+        with torch.cuda.device_of(self.inputs[0]):
+            for place, tensor in zip(self.inputs, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            self.graph.replay()
+            return tuple(output.clone() for output in self.outputs)
 
 
 class GraphCache:

@@ -33,9 +33,7 @@ class Op:
 
         def launch(*arguments):
             kernels = importlib.import_module(f"s2clip.kernels.{module or name}")
-            # Triton launches on the current device, which need not be that of the data.
-            with torch.cuda.device_of(_first_tensor(arguments)):
-                return getattr(kernels, function or "launch")(*arguments)
+            return getattr(kernels, function or "launch")(*arguments)
 
         body = body or (lambda run, *arguments: run(*arguments))
         self.name = name
@@ -59,8 +57,3 @@ class Op:
         if not data.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
             checks.fail("backend", "CUDA tensors for 'triton', or TRITON_INTERPRET=1 in the environment", data.device)
         return self.by_triton(*arguments)
-
-
-def _first_tensor(arguments: tuple) -> Tensor:
-    first = arguments[0]
-    return first if isinstance(first, Tensor) else first[0]

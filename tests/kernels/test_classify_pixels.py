@@ -138,3 +138,14 @@ def test_500_image_sizes_compile_once(dtype):
             classify_pixels.launch_scores(logits, size, SCALE, words, 1)
     assert sorted(launch.kernel for launch in launches) == ["_class_scores_kernel", "_classify_pixels_kernel"]
     assert launches <= {of_case(case) for case in classify_pixels.compile_cases(90)}
+
+
+@pytest.mark.parametrize("scale", [0.0, -40.0])
+def test_a_scale_that_is_not_positive_decides_as_the_reference(scale):
+    """Below 0 the smallest logit is the best, at 0 all are equal and the first class is."""
+    logits = normal(1, 5, 3, 4) * 0.1
+    given = (logits, (6, 8), scale, torch.tensor([3, 1, 0, 2, 4]), 5, 0.0, 0)
+    labels, confidence = classify_pixels.launch(*given)
+    expected_labels, expected = reference.classify_pixels(*given)
+    assert torch.equal(labels, expected_labels)
+    torch.testing.assert_close(confidence, expected)

@@ -70,8 +70,7 @@ def test_bias_may_have_the_dtype_of_the_tokens(dtype, device):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("terms", list(itertools.permutations(("qq", "kv", "vq"))), ids=str)
 def test_both_passes_give_every_order_of_terms(terms, fused, device, monkeypatch):
-    tiles = configuration(0, 3, 16, torch.float32, 40, False)._replace(fused=fused)
-    monkeypatch.setattr(recombined_attention, "configuration", lambda *sizes: tiles)
+    monkeypatch.setattr(recombined_attention, "together", lambda *sizes: fused)
     check(*arguments((1, 1, 40, 16, terms, (0.7, -0.4, 0.1), False), torch.float32, device))
 
 
@@ -124,8 +123,7 @@ NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
 @pytest.mark.parametrize("bad", NOT_FINITE, ids=str)
 @pytest.mark.parametrize("place", range(3), ids=["query", "key", "value"])
 def test_what_is_not_finite_spreads_as_in_the_reference(place, bad, fused, device, monkeypatch):
-    tiles = configuration(0, 2, 16, torch.float32, 70, False)._replace(fused=fused)
-    monkeypatch.setattr(recombined_attention, "configuration", lambda *sizes: tiles)
+    monkeypatch.setattr(recombined_attention, "together", lambda *sizes: fused)
     given = arguments((1, 2, 70, 16, ("qk", "kk"), (0.5, 0.5), False), torch.float32, device)
     given[place][0, 1, 66, 3] = bad
     check(*given)
@@ -241,5 +239,9 @@ def test_the_compile_gate_compiles_what_is_launched(arch):
         for terms, head_dim, tokens in itertools.product((1, 2, 3, 4), (64, 80, 128), (577, 4097)):
             tensor = torch.empty(1, 1, tokens, head_dim, dtype=torch.float16)
             launch(tensor, tensor, tensor, ("qq", "kk", "vv", "qk")[:terms], [1.0] * terms, 0.125, None)
-    gate = {of_case(case) for case in compile_cases(arch)}
-    assert launches <= gate
+
+    def with_any_terms(launch):  # which of query, key and value a term takes changes no register
+        return launch._replace(constants=tuple(pair for pair in launch.constants if pair[0] not in ("LEFT", "RIGHT")))
+
+    gate = {with_any_terms(of_case(case)) for case in compile_cases(arch)}
+    assert {with_any_terms(launch) for launch in launches} <= gate
