@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per test process: two processes on two cores beat one process on both.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=10 --durations-min=4
+INSTALL := $(BIN)/python -m pip install --quiet -e '.[dev]'
 
-.PHONY: demo test test-slow test-kernels gate test-app lint format bench gpu docs picture docs-figures wheel clean
+.PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
-.venv/stamp: setup.py pyproject.toml
+.venv/stamp: setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("s2clip needs Python >= 3.11, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo 'setting up .venv: PyTorch and its CUDA libraries are about 3 GB, once'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(INSTALL) -c constraints.txt || { \
+	  echo 'constraints.txt cannot be met here: pip says above what is missing (often a cap on torch in its own configuration).'; \
+	  echo "Installing by the ranges of setup.py instead: tested at both of their ends, not at what pip chooses now."; \
+	  $(INSTALL); }
 	@touch $@
 
 demo: .venv/stamp
@@ -32,6 +36,12 @@ gate: .venv/stamp  # every kernel for every GPU, compiled by the oldest and the 
 
 test-app: .venv/stamp  # needs the system's packages chromium and chromium-driver
 	$(BIN)/pytest tests/app
+
+test-everywhere: .venv/stamp  # other processors and versions, hours; ROWS=cheap takes what CI does, ROWS=list says what there is
+	$(BIN)/python tools/everywhere.py $(ROWS)
+
+constraints: .venv/stamp  # the newest versions, into constraints.txt
+	$(BIN)/python tools/constraints.py
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

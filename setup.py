@@ -62,7 +62,7 @@ setup(
         "demo": DEMO,
         "diffusion": DIFFUSION,
         "plot": PLOT,
-        "dev": [*TEST, *BENCH, *LINT],
+        "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},
     classifiers=[

@@ -1,9 +1,15 @@
 """What importing the package does, in processes of their own."""
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
 
 CHECK = """
 import socket, sys
@@ -61,3 +67,21 @@ def test_typed_and_named():
         assert getattr(s2clip, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = s2clip.nothing
+
+
+def test_every_requirement_has_a_version_known_to_be_good(monkeypatch):
+    """What set-up installs by: a requirement that is new or raised needs `make constraints`."""
+    said = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **fields: said.update(fields))
+    runpy.run_path(str(ROOT / "setup.py"))
+    ranges = [Requirement(line) for line in {*said["install_requires"], *said["extras_require"]["dev"]}]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert len(ranges) > 20
+    assert len(pins) > len(ranges)
+    for wanted in ranges:
+        name = wanted.name.lower().replace("_", "-")
+        versions = [str(pin.specifier).removeprefix("==") for pin in pins if pin.name == name]
+        assert versions, f"constraints.txt: nothing for {wanted}; python tools/constraints.py writes it"
+        for version in versions:
+            assert version in wanted.specifier, f"constraints.txt: {name}=={version} for {wanted}"
