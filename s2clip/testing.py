@@ -171,6 +171,14 @@ def assert_same_formula(actual: Tensor, expected: Tensor, *, scale: float | None
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9 * scale)
 
 
+def confidence_rounding(logit_scale: float) -> float:
+    """4·logit_scale·ε of fp32: how far two orders of sums put a confidence, softmax(logit_scale·cosine), apart.
+
+    A cosine of unit vectors is right to a few ε, and the softmax changes by at most half of what its logits do.
+    """
+    return 4 * logit_scale * torch.finfo(torch.float32).eps
+
+
 def assert_labels_equal_by_margin(
     actual: Tensor,
     expected: Tensor,

@@ -25,7 +25,7 @@ GRID = (4, 7)
 
 @pytest.fixture(scope="module")
 def clip():
-    return small_clip()
+    return small_clip().double()
 
 
 def maps_of(count, seed=0, batch=2, width=12):
@@ -34,14 +34,14 @@ def maps_of(count, seed=0, batch=2, width=12):
 
 
 def test_clip_is_the_last_block_as_trained(clip):
-    x = torch.randn(2, 1 + 28, clip.width, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 1 + 28, clip.width, generator=torch.Generator().manual_seed(0)).double()
     with torch.inference_mode():
         expected = clip.block(x, clip.layers - 1)[:, 1:]
         torch.testing.assert_close(recombine(clip, x, METHODS["clip"], GRID), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_the_cls_token_it_has_no_influence(clip):
-    x = torch.randn(1, 1 + 28, clip.width, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1 + 28, clip.width, generator=torch.Generator().manual_seed(0)).double()
     other = torch.cat([-x[:, :1], x[:, 1:]], 1)
     for name in ("clearclip", "naclip", "sclip"):
         method = METHODS[name]

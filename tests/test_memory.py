@@ -12,6 +12,7 @@ from s2clip.memory import Cap, Load, Sizes, Tower, load_of, parse_size, show_siz
 from s2clip.pictures.windows import padded_size, resized_size, window_boxes
 from s2clip.published.catalogue import METHODS, get_method
 from s2clip.segmenter import Segmenter
+from s2clip.testing import confidence_rounding
 
 CLASSES = ["sky", "house; hut", "tree", "green grass", "sea; water; lake", "sand", "rock"]
 
@@ -183,7 +184,8 @@ def test_a_tight_cap_changes_rounding_only(name, models):
     image, free = picture(*size), make(models, name)
     tight = make(models, name, max_memory=least(make(models, name, max_memory="8GB"), size) + 20_000)
     expected, result = free(image), tight(image)
-    torch.testing.assert_close(result.confidence, expected.confidence, rtol=0, atol=1e-5)
+    rounding = confidence_rounding(free.method.logit_scale)
+    torch.testing.assert_close(result.confidence, expected.confidence, rtol=0, atol=rounding)
     assert (result.segmentation == expected.segmentation).float().mean() > 0.999
     assert len(expected.segmentation.unique()) > 1
     with pytest.raises(ValueError, match="max_memory: expected at least"):
@@ -199,17 +201,18 @@ def test_deciding_word_by_word(at_once, rules, models):
     expected = segmenter.segment(encoded)
     limited = dataclasses.replace(encoded, words_at_once=at_once)
     result = segmenter.segment(limited)
-    torch.testing.assert_close(result.confidence, expected.confidence, rtol=0, atol=1e-5)
+    rounding = {"rtol": 0, "atol": confidence_rounding(segmenter.method.logit_scale)}
+    torch.testing.assert_close(result.confidence, expected.confidence, **rounding)
     assert (result.segmentation == expected.segmentation).float().mean() > 0.999
     dense, chunked = (segmenter.scores(one) for one in (encoded, limited))
     assert isinstance(chunked, WordScores) == (at_once < len(words.words))
     sizes = [(60, 90)] if "area_threshold" in rules else [(60, 90), (30, 45)]  # else resized after the softmax
     for size in sizes:
-        torch.testing.assert_close(chunked.whole(size), dense.whole(size), rtol=0, atol=1e-5)
+        torch.testing.assert_close(chunked.whole(size), dense.whole(size), **rounding)
     step = 60 // sizes[-1][0]
     labels = expected.segmentation[::step, ::step]
     for one, other in zip(chunked.summary(labels), dense.summary(labels), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(one, other, **rounding)
 
 
 def test_pixels_that_are_not_finite_are_marked():

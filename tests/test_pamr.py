@@ -122,7 +122,8 @@ def test_contrast_and_brightness_do_not_matter():
     """The published code normalises the picture first."""
     image, _ = inputs()
     weights = pamr.neighbour_weights(image, (1, 2))
-    torch.testing.assert_close(pamr.neighbour_weights(image * 3.7 - 1.8, (1, 2)), weights, rtol=0, atol=1e-6)
+    other = pamr.neighbour_weights(image * 3.7 - 1.8, (1, 2))
+    torch.testing.assert_close(other, weights, rtol=0, atol=32 * torch.finfo(torch.float32).eps)  # of weights up to 1
 
 
 def test_labels_keep_to_the_edges():

@@ -213,7 +213,7 @@ def test_agrees_with_the_dense_restatement(name, size, vfm_patch):
     """On a grid of DINO twice as fine as CLIP's, and on an equal one; windows of a picture overlap."""
     method = get_method("trident", **SMALL, **SETTINGS[name])
     pixels, settings = picture(*size), method.extension
-    models = Models(small_clip(), small_vfm(patch=vfm_patch), small_sam())
+    models = Models(small_clip().double(), small_vfm(patch=vfm_patch).double(), small_sam().double())
     encoded = Encoder(models, method, max_batch=4)([pixels])[0]
     with torch.inference_mode():
         expected = dense_trident(
@@ -315,10 +315,11 @@ def test_low_precision_follows_full_precision(models):
     assert F.cosine_similarity(full, rounded, dim=1).mean() > 0.98
 
 
-def test_windows_share_the_mean_of_their_picture(models):
+def test_windows_share_the_mean_of_their_picture():
     """A window's features change with the other windows of its picture, however they are cut into batches."""
     method, watch = get_method("trident", **SMALL), Stopwatch()
-    first, second, third = (picture(32, 32, seed) / 255 for seed in (1, 2, 3))
+    models = Models(small_clip().double(), small_vfm().double(), small_sam().double())
+    first, second, third = (picture(32, 32, seed).double() / 255 for seed in (1, 2, 3))
     third = third * 0.02 + 0.5  # flat: its tokens are alike
 
     def features(*images, max_batch=8):
