@@ -137,6 +137,33 @@ def test_arrays_and_tensors(pixels):
     assert torch.equal(read_image(Image.fromarray(pixels)), expected)
 
 
+def test_alpha_of_arrays_and_tensors_is_laid_on_white(pixels):
+    alpha = np.dstack([pixels, np.full(pixels.shape[:2], 0, np.uint8)])
+    alpha[0, 0, 3] = 255
+    for source in (alpha, torch.from_numpy(alpha).permute(2, 0, 1)):
+        image = as_array(read_image(source))
+        assert np.array_equal(image[0, 0], pixels[0, 0])
+        assert (image[1:] == 255).all()
+
+
+def test_open_files_and_bytes(tmp_path, pixels):
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")  # which leaves the position at the end
+    with path.open("rb") as handle:
+        for source in (handle, written, written, path.read_bytes()):
+            assert np.array_equal(as_array(read_image(source)), pixels)
+    for source, message in (
+        (io.StringIO("text"), 'opened with "rb"'),
+        (io.BytesIO(), "empty"),
+        (b"no picture", "bytes: not a picture"),
+        (handle, "closed file"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(source)
+
+
 def test_the_callers_pixels_are_not_shared(pixels):
     image = read_image(pixels)
     image.zero_()
@@ -149,7 +176,7 @@ def test_the_callers_pixels_are_not_shared(pixels):
         (np.zeros((4, 4, 3), np.float32), "255"),
         (np.zeros((4, 4, 3), np.uint16), "uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"transpose\(1, 2, 0\)"),
-        (np.zeros((4, 4, 4), np.uint8), r"\[H,W,3\]"),
+        (np.zeros((4, 4, 5), np.uint8), r"\[H,W,3\]"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (torch.zeros(4, 5, 3), r"permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 4, 5), "list"),

@@ -11,6 +11,7 @@ What a picture means is decided once, here:
 """
 
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,15 +30,16 @@ SUFFIXES = (  # what is taken for a picture when a folder is listed
 )
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
-Source = str | os.PathLike | Image.Image | np.ndarray | Tensor
+Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """One picture as uint8 tensor [3,H,W] on the CPU, RGB, EXIF orientation applied.
 
     Args:
-        source: path of a file in one of `FORMATS`; PIL image of any mode; uint8 array [H,W,3] in **RGB** order (OpenCV
-            reads BGR: reverse the last axis) or [H,W] grey; tensor [3,H,W], [1,H,W] or [H,W], uint8 or float in [0,1].
+        source: path of a file in one of `FORMATS`; its bytes, or a binary file, which is read from its start; PIL image
+            of any mode; uint8 array [H,W,3] in **RGB** order (OpenCV reads BGR: reverse the last axis), [H,W,4] with
+            alpha, or [H,W] grey; tensor [3,H,W], [4,H,W], [1,H,W] or [H,W], uint8 or float in [0,1].
         max_pixels: refuse files and PIL images with more pixels than this, before decoding.
 
     Raises:
@@ -51,7 +53,9 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         return _from_pil(source, getattr(source, "filename", "") or "PIL image", max_pixels)
     if isinstance(source, str | os.PathLike):
         return _from_file(os.fspath(source), max_pixels)
-    accepted = "a path, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W]"
+    if isinstance(source, bytes) or hasattr(source, "read"):
+        return _from_bytes(source, max_pixels)
+    accepted = "a path, bytes, a binary file, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W]"
     raise ImageError(f"image: expected {accepted}, received {type(source).__name__}")
 
 
@@ -72,6 +76,24 @@ def _from_file(name: str, max_pixels: int) -> Tensor:
         raise
     except (OSError, ValueError) as error:  # unreadable, or a path that cannot exist (a null byte, too long)
         raise ImageError(f"{name}: cannot be read: {_reason(error)}") from None
+
+
+def _from_bytes(source: bytes | BinaryIO, max_pixels: int) -> Tensor:
+    """A file that is open already, or its content; from the start, wherever a writer left the position."""
+    name = getattr(source, "name", None)
+    name = name if isinstance(name, str) else type(source).__name__
+    try:
+        if not isinstance(source, bytes) and source.seekable():
+            source.seek(0)
+        content = source if isinstance(source, bytes) else source.read()
+    except (OSError, ValueError) as error:  # closed, or not readable
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from None
+    if not isinstance(content, bytes):
+        raise ImageError(f'{name}: expected a file opened with "rb", received text')
+    if not content:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    with BytesIO(content) as handle, _open(handle, name) as image:
+        return _from_pil(image, name, max_pixels)
 
 
 def _open(handle: BinaryIO, name: str) -> Image.Image:
@@ -148,20 +170,23 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise ImageError(f"image array: expected dtype uint8, received {array.dtype}{hint}")
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3):
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         channels_first = array.ndim == 3 and array.shape[0] == 3
         hint = "; move the channels last: image.transpose(1, 2, 0)" if channels_first else ""
-        raise ImageError(f"image array: expected [H,W,3] in RGB order or [H,W], received {list(array.shape)}{hint}")
+        expected = "[H,W,3] in RGB order, [H,W,4] with alpha or [H,W]"
+        raise ImageError(f"image array: expected {expected}, received {list(array.shape)}{hint}")
     return _with_three_channels(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), "image array")
 
 
 def _from_tensor(image: Tensor) -> Tensor:
     if image.ndim == 2:
         image = image[None]
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        hint = "; move the channels first: image.permute(2, 0, 1)" if image.ndim == 3 and image.shape[2] == 3 else ""
+    channels_last = image.ndim == 3 and image.shape[2] == 3
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or (image.shape[0] == 4 and channels_last):
+        hint = "; move the channels first: image.permute(2, 0, 1)" if channels_last else ""
         hint = "; give a batch as a list of images" if image.ndim == 4 else hint
-        raise ImageError(f"image tensor: expected [3,H,W], [1,H,W] or [H,W], received {list(image.shape)}{hint}")
+        expected = "[3,H,W], [4,H,W] with alpha, [1,H,W] or [H,W]"
+        raise ImageError(f"image tensor: expected {expected}, received {list(image.shape)}{hint}")
     image = image.detach().cpu()
     if image.is_floating_point():
         image = image.float()
@@ -177,6 +202,9 @@ def _from_tensor(image: Tensor) -> Tensor:
 def _with_three_channels(image: Tensor, name: str) -> Tensor:
     if image.numel() == 0:
         raise ImageError(f"{name}: has no pixels ({list(image.shape)})")
+    if len(image) == 4:
+        opaque = _to_rgb(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGBA"))
+        return torch.from_numpy(np.asarray(opaque).transpose(2, 0, 1).copy())
     return image.expand(3, -1, -1).clone(memory_format=torch.contiguous_format)
 
 

@@ -63,8 +63,8 @@ def read_batches(
 
     The caller's thread pulls the sources, one batch further than it was given, so a source that blocks blocks nobody
     else, and none is pulled that is not decoded. Arrays and tensors are copied when they are pulled: a camera may use
-    its buffer again. Files and PIL images are decoded by `workers` threads, PIL images one at a time because two
-    threads may not load the same one; 0 workers decode in place and pull no further than the batch.
+    its buffer again. Files and PIL images are decoded by `workers` threads, PIL images and open files one at a time, as
+    two threads may not load the same one; 0 workers decode in place and pull no further than the batch.
 
     What `sources` or `decode` raise is raised in its place, after the batches before it. Closing the iterator, or
     dropping it, ends the threads: what is being decoded is finished, what waits is cancelled.
@@ -80,7 +80,8 @@ def read_batches(
 
     def submit(source: Source) -> "Future[Picture | Failure]":
         if pool is not None and not isinstance(source, np.ndarray | Tensor):
-            return pool.submit(decode_alone if isinstance(source, Image.Image) else decode, source)
+            shared = isinstance(source, Image.Image) or hasattr(source, "read")
+            return pool.submit(decode_alone if shared else decode, source)
         future: Future[Picture | Failure] = Future()
         try:
             future.set_result(decode(source))
