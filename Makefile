@@ -47,6 +47,7 @@ lint: .venv/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/import_contracts.py
+	$(BIN)/mypy
 
 format: .venv/stamp
 	$(BIN)/ruff check --fix .

@@ -200,7 +200,8 @@ class Cap(NamedTuple):
 
     def together(self, residents: Sequence[int]) -> list[int]:
         """Lengths of consecutive groups of pictures that may be worked on together: half of the room, at least one."""
-        room, groups, used = (self.size - self.fixed) // 2, [], 0
+        room, used = (self.size - self.fixed) // 2, 0
+        groups: list[int] = []
         for resident in residents:
             if groups and used + resident <= room:
                 groups[-1], used = groups[-1] + 1, used + resident

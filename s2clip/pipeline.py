@@ -100,7 +100,7 @@ def _launch(
         failed = next((place for place, one in enumerate(group) if isinstance(one, Failure)), len(group))
         group = group[: failed + 1]
     pictures = [one for one in group if not isinstance(one, Failure)]
-    finish, error = None, None
+    error: Exception | None = None
     try:
         finish = queue(compute, pictures) if pictures else list
     except Exception as raised:
@@ -110,7 +110,7 @@ def _launch(
         try:
             if error is not None:
                 raise error
-            results = iter(finish())
+            results: Iterator[Result | Failure] = iter(finish())
         except COMPUTING_ERRORS as raised:
             if not record:
                 raise

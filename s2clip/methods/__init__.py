@@ -6,6 +6,7 @@ the catalogue's (`s2clip.published.catalogue`), named here too because this is w
 """
 
 import importlib
+from typing import Any
 
 _HOMES = {
     "METHODS": "s2clip.published.catalogue",
@@ -20,7 +21,7 @@ _HOMES = {
 __all__ = ["MERGES", "METHODS", "RECIPES", "TEMPLATES", "TERMS", "Method", "Recipe", "get_method"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 's2clip.methods' has no attribute {name!r}")

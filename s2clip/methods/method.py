@@ -110,8 +110,9 @@ class Method:
         self._check_decision()
         extension = self.extension
         self._require(extension is None or isinstance(extension, Needs), "extension", "None or an Extension")
-        for field, value in {} if extension is None else extension.requires.items():
-            self._require(getattr(self, field) == value, field, f"{value!r} for {extension.kind}")
+        if extension is not None:
+            for field, value in extension.requires.items():
+                self._require(getattr(self, field) == value, field, f"{value!r} for {extension.kind}")
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
@@ -211,7 +212,7 @@ class Method:
 
     def resolve_levels(self, layers: int) -> tuple[int, ...]:
         """The levels as block numbers for a model of `layers` blocks, of which the last is not a level."""
-        if self.levels == "middle":
+        if isinstance(self.levels, str):  # "middle"
             first = min(math.ceil(layers / 3), layers - 1)
             return tuple(range(first, max(layers - 2, first) + 1))
         if any(not 0 < level < layers for level in self.levels):

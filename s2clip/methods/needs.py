@@ -51,4 +51,4 @@ def replace_fields(extension: Needs | None, fields: Mapping[str, Any]) -> Needs 
         if field not in valid:
             expected = f"extension.{', extension.'.join(valid)}" if valid else "no field of an extension"
             reject("method", expected, repr(f"extension.{field}"))
-    return dataclasses.replace(extension, **fields)
+    return None if extension is None else dataclasses.replace(extension, **fields)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from s2clip.scenes.world import CLASS_PALETTES, PALETTES
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # fp32: the type is that of what numpy's stubs infer
 Mask = NDArray[np.bool_]
 
 

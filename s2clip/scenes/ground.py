@@ -77,10 +77,10 @@ def lay_ground(canvas: Canvas) -> None:
     regions = _layers(canvas, kinds) if layered else _patchwork(canvas, count)
     for index, kind in enumerate(kinds):
         mask = regions == index
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not rows.size:
+        painted = np.flatnonzero(mask.any(axis=1))
+        if not painted.size:
             continue
-        rows = slice(rows[0], rows[-1] + 1)
+        rows = slice(painted[0], painted[-1] + 1)
         texture = _TEXTURES[kind](rng, canvas.x, canvas.y[rows])
         paint(canvas, rows, slice(None), mask[rows], kind, texture, choose_palette(rng, kind))
 
