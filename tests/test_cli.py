@@ -158,6 +158,19 @@ def test_a_result_never_replaces_a_picture(run, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+def test_links_to_one_file_are_pictures_of_their_own(tmp_path):
+    """As in a snapshot of the Hub, where equal files are links to one blob."""
+    (tmp_path / "blob").write_bytes(b"x")
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).symlink_to("../blob")
+    (tmp_path / "same").symlink_to("snapshot")
+    assert expand([str(folder)])[0] == [folder / "a.png", folder / "b.png"]
+    again = [folder / "a.png", folder / ".." / "snapshot" / "a.png", tmp_path / "same" / "a.png"]
+    assert expand([*map(str, again)])[0] == [folder / "a.png"]
+
+
 def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("p/b.png", "p/a.JPG", "p/deep/c.png"):

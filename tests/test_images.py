@@ -164,6 +164,26 @@ def test_open_files_and_bytes(tmp_path, pixels):
             read_image(source)
 
 
+def test_floats_may_miss_their_bounds_by_rounding():
+    above = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    assert above > 1
+    assert read_image(above.expand(3, 2, 2)).unique().tolist() == [255]
+    assert read_image(torch.full((3, 2, 2), -1e-7)).unique().tolist() == [0]
+    assert read_image(torch.full((3, 2, 2), 1.0009765625).half()).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])
+def test_arrays_that_may_not_be_written_to(shape, recwarn):
+    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    frozen = np.frombuffer(array.tobytes(), np.uint8).reshape(shape)
+    torch.set_warn_always(True)  # torch warns of such arrays once a process
+    try:
+        assert torch.equal(read_image(frozen), read_image(array))
+    finally:
+        torch.set_warn_always(False)
+    assert not recwarn.list
+
+
 def test_the_callers_pixels_are_not_shared(pixels):
     image = read_image(pixels)
     image.zero_()
@@ -180,7 +200,8 @@ def test_the_callers_pixels_are_not_shared(pixels):
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (torch.zeros(4, 5, 3), r"permute\(2, 0, 1\)"),
         (torch.zeros(2, 3, 4, 5), "list"),
-        (torch.full((3, 4, 4), 2.0), "from 2 to 2"),
+        (torch.full((3, 4, 4), 2.0), r"from 2.0 to 2.0; divide by 255"),
+        (torch.full((3, 4, 4), 1.0625), r"from 1.0625 to 1.0625; image.clamp\(0, 1\)"),
         (torch.full((3, 4, 4), float("nan")), "finite"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8"),
         (torch.zeros(3, 0, 4), "no pixels"),

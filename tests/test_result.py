@@ -102,6 +102,30 @@ def test_coco_masks_decode_to_the_segmentation(tmp_path):
     assert (covered == 1).all()
 
 
+def test_coco_documents_serve_as_ground_truth(tmp_path):
+    from pycocotools.coco import COCO
+
+    make_result(6, 9).save(tmp_path, ("coco",))
+    truth = COCO(str(tmp_path / "a.coco.json"))
+    truth.info()  # this, and loadRes before 2.0.11, read the key "info"
+    assert "info" in truth.dataset
+    found = [
+        {key: row[key] for key in ("image_id", "category_id", "segmentation", "score")} for row in truth.anns.values()
+    ]
+    assert len(truth.loadRes(found).anns) == len(CLASSES)
+
+
+@pytest.mark.parametrize("void", [-1, -100, 255])
+def test_pixels_of_no_class_are_in_no_share_and_no_region(tmp_path, void):
+    segmentation = torch.tensor([[0, 0, 1], [void, void, 1]])
+    result = make_result(2, 3, segmentation=segmentation)
+    assert result.shares == {"sky": 2 / 6, "house; hut": 2 / 6, "tree": 0}
+    assert result.regions.class_index.tolist() == [0, 1]
+    assert result.regions.area.tolist() == [2, 2]
+    result.save(tmp_path, ("png", "overlay", "coco", "npz"))
+    assert np.asarray(opened(tmp_path / "a.png")).tolist() == [[0, 0, 1], [255, 255, 1]]
+
+
 def test_sidecars_say_what_the_ids_are_and_how_they_were_made(tmp_path):
     result = make_result(background=0)
     result.save(tmp_path)

@@ -28,6 +28,8 @@ SUFFIXES = (  # what is taken for a picture when a folder is listed
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".tif", ".tiff"),
     *(".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
+ROUNDING = 1e-3
+"""By how much floats may leave [0,1], a quarter of a grey level: sums of weights miss 1 by 1e-6, of halves by 5e-4."""
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
@@ -39,7 +41,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     Args:
         source: path of a file in one of `FORMATS`; its bytes, or a binary file, which is read from its start; PIL image
             of any mode; uint8 array [H,W,3] in **RGB** order (OpenCV reads BGR: reverse the last axis), [H,W,4] with
-            alpha, or [H,W] grey; tensor [3,H,W], [4,H,W], [1,H,W] or [H,W], uint8 or float in [0,1].
+            alpha, or [H,W] grey; tensor [3,H,W], [4,H,W], [1,H,W] or [H,W], uint8 or float in [0,1],
+            which may miss that by 1e-3.
         max_pixels: refuse files and PIL images with more pixels than this, before decoding.
 
     Raises:
@@ -175,7 +178,8 @@ def _from_array(array: np.ndarray) -> Tensor:
         hint = "; move the channels last: image.transpose(1, 2, 0)" if channels_first else ""
         expected = "[H,W,3] in RGB order, [H,W,4] with alpha or [H,W]"
         raise ImageError(f"image array: expected {expected}, received {list(array.shape)}{hint}")
-    return _with_three_channels(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), "image array")
+    # A copy: torch warns of arrays that it may not write to, and nothing here shares memory with the caller.
+    return _with_three_channels(torch.from_numpy(array.transpose(2, 0, 1).copy()), "image array")
 
 
 def _from_tensor(image: Tensor) -> Tensor:
@@ -190,10 +194,14 @@ def _from_tensor(image: Tensor) -> Tensor:
     image = image.detach().cpu()
     if image.is_floating_point():
         image = image.float()
-        if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
+        if image.numel() and not bool(((image >= -ROUNDING) & (image <= 1 + ROUNDING)).all()):
             low, high = image.min().item(), image.max().item()
-            raise ImageError(f"image tensor: expected finite floats in [0,1], received values from {low:g} to {high:g}")
-        image = (image * 255).round().to(torch.uint8)
+            hint = "; image.clamp(0, 1) cuts what a bicubic resize overshoots" if low > -1 and high < 2 else ""
+            hint = "; divide by 255" if 2 <= high <= 255 and low >= 0 else hint
+            raise ImageError(
+                f"image tensor: expected finite floats in [0,1], received values from {low} to {high}{hint}"
+            )
+        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     elif image.dtype != torch.uint8:
         raise ImageError(f"image tensor: expected uint8 or floats in [0,1], received {image.dtype}")
     return _with_three_channels(image, "image tensor")

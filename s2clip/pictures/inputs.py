@@ -23,8 +23,13 @@ def expand(sources: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         pictures += found
         if not found:
             failures.append((source, reason))
-    unique = {os.path.realpath(path): path for path in reversed(pictures)}
-    return [path for path in pictures if unique.pop(os.path.realpath(path), None)], failures
+    unique = {_name(path): path for path in reversed(pictures)}
+    return [path for path in pictures if unique.pop(_name(path), None)], failures
+
+
+def _name(path: Path) -> str:
+    """The same for two spellings of one path; links to one file are several pictures, as a Hub snapshot has them."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _behind(source: str) -> tuple[list[Path], str]:

@@ -69,10 +69,14 @@ class Result:
 
     @cached_property
     def regions(self) -> "Components":
-        """Connected regions (8 neighbours) of equal class, in raster order; score is the mean confidence."""
+        """Connected regions (8 neighbours) of equal class, in raster order; score is the mean confidence.
+
+        Pixels of no class, 255 or -1 as others mark them, are in no region.
+        """
         from s2clip import ops
 
-        labels, count = ops.label_components(self.segmentation)
+        void = (self.segmentation < 0) | (self.segmentation >= len(self.classes))
+        labels, count = ops.label_components(self.segmentation.masked_fill(void, -1), ignore_index=-1)
         # A pixel's confidence is the score of its own class: one score plane serves every class.
         own_score = self.confidence.float()[None, None]
         found = ops.measure_components(labels[None], torch.zeros_like(labels)[None], own_score, count=count.reshape(1))
@@ -83,7 +87,8 @@ class Result:
     def shares(self) -> dict[str, float]:
         """Share of the pixels by class, in the order of `classes`; ignored pixels belong to no class."""
         labels = self.segmentation.flatten()
-        counts = torch.bincount(labels[labels < len(self.classes)], minlength=len(self.classes))
+        known = labels[(labels >= 0) & (labels < len(self.classes))]
+        counts = torch.bincount(known, minlength=len(self.classes))
         return {name: count / max(labels.numel(), 1) for name, count in zip(self.classes, counts.tolist(), strict=True)}
 
     def save(
@@ -182,6 +187,7 @@ class Result:
             )
         file_name = Path(self.source).name if self.source else ""
         document = {
+            "info": {"description": "s2clip", "version": __version__},  # pycocotools before 2.0.11 fails without
             "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
             "categories": [{"id": index, "name": name} for index, name in enumerate(self.classes)],
             "annotations": annotations,
