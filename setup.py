@@ -45,6 +45,8 @@ setup(
         "torchvision",
         "numpy>=1.26",
         "pillow>=12.3",
+        "tifffile>=2025.1",
+        "imagecodecs>=2025.3",
         "open_clip_torch>=3.0",
         "timm>=1.0.17",
         "segment-anything==1.0",

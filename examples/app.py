@@ -33,7 +33,7 @@ class Page:
     def _load(self, method: str, refine: str) -> Segmenter:
         return Segmenter.from_pretrained(self.model, method=method, refine=refine, device=self.device)
 
-    def segment(self, picture: np.ndarray | None, classes: str, method: str, refine: str) -> tuple:
+    def segment(self, picture: str | None, classes: str, method: str, refine: str) -> tuple:
         """Overlay with legend, label map, confidence, shares by class, time by stage."""
         if picture is None:
             raise gr.Error("Pick or upload a picture first.")
@@ -57,7 +57,10 @@ class Page:
             gr.Markdown(f"# s2clip\nName the classes, get the label map. Model `{self.model}`.")
             with gr.Row():
                 with gr.Column():
-                    picture = gr.Image(label="Picture", type="numpy", format="png", sources=["upload"], height=320)
+                    # the file itself: pixels that gradio made would clip 16 bits and show what lies under transparency
+                    picture = gr.Image(
+                        label="Picture", type="filepath", image_mode=None, format="png", sources=["upload"], height=320
+                    )
                     classes = gr.Textbox(
                         CLASSES, label="Classes", info="Commas part classes, semicolons words of one class."
                     )

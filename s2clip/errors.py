@@ -1,11 +1,7 @@
 """What s2clip raises beside `ValueError`: one line each, saying what is wrong and what helps."""
 
-import struct
 from collections.abc import Sequence
 from typing import NoReturn
-
-# Everything that Pillow's readers were seen to raise on damaged files.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, OverflowError)
 
 
 class S2ClipError(Exception):

@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2clip.errors import S2ClipError
 from s2clip.pictures.reading import Failure, Picture
 from s2clip.results.result import Result
 
 logger = logging.getLogger(__name__)
-
-COMPUTING_ERRORS = (S2ClipError, ValueError, RuntimeError, MemoryError)
-"""What one picture's computing may raise without the next one being in doubt; RuntimeError has CUDA's memory error."""
 
 Finish = Callable[[], Sequence[Result]]
 """Waits for what was queued, checks it, and gives it."""
@@ -111,7 +107,7 @@ def _launch(
             if error is not None:
                 raise error
             results: Iterator[Result | Failure] = iter(finish())
-        except COMPUTING_ERRORS as raised:
+        except Exception as raised:
             if not record:
                 raise
             results = _one_by_one(pictures, compute, queue, raised)
@@ -135,6 +131,6 @@ def _one_by_one(
             if len(pictures) == 1:
                 raise error
             yield queue(compute, [picture])()[0]
-        except COMPUTING_ERRORS as own:
+        except Exception as own:
             logger.info("%s", picture.source, exc_info=own)
             yield Failure(picture.pixels if picture.source is None else picture.source, own)

@@ -17,7 +17,7 @@ from s2clip.encoding.encoder import Encoder
 from s2clip.encoding.hooks import Models
 from s2clip.errors import first_few, reject
 from s2clip.methods.method import Method
-from s2clip.pictures.images import MAX_PIXELS, Source
+from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source
 from s2clip.pictures.reading import Failure, Picture, Uploader, read
 from s2clip.published.catalogue import get_method
 from s2clip.published.extension import Extension, resolve_extension
@@ -53,6 +53,7 @@ class Predictor:
         max_memory: str | int | None = None,
         cuda_graphs: bool = False,
         max_pixels: int = MAX_PIXELS,
+        max_seconds: float = MAX_SECONDS,
     ) -> None:
         """Backbones that are already loaded; the method is taken as it is, without the model's recipe.
 
@@ -61,7 +62,7 @@ class Predictor:
         refiner serves as well. diffusion: a `DiffusionAffinity`, where `method.uses_diffusion`. regions:
         region ids of a picture, where `method.uses_regions`. refiner: `s2clip.refinement.refiner.Refiner`, None for
         the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
-        mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels: see `from_pretrained`.
+        mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels, max_seconds: see `from_pretrained`.
         """
         self.method = get_method(method)
         sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
@@ -79,7 +80,8 @@ class Predictor:
         ):
             if needed and value is None:
                 reject(argument, f"{what} for method {self.method.name}", None)
-        self.clip, self.vfm, self.regions, self.max_pixels = clip, vfm, regions, max_pixels
+        self.clip, self.vfm, self.regions = clip, vfm, regions
+        self.max_pixels, self.max_seconds = max_pixels, max_seconds
         self.refiner = refiner
         self._extension = resolve_extension(self.method)
         cap = None
@@ -121,7 +123,8 @@ class Predictor:
         }
 
     def _read(self, source: Source) -> Picture | Failure:
-        return read(source, max_pixels=self.max_pixels, pin=self.device.type == "cuda")
+        limits = {"max_pixels": self.max_pixels, "max_seconds": self.max_seconds}
+        return read(source, **limits, pin=self.device.type == "cuda")
 
     def _read_or_raise(self, source: Source) -> Picture:
         picture = self._read(source)

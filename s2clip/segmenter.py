@@ -15,7 +15,7 @@ from s2clip.decision.scores import ScoreMaps
 from s2clip.encoding.encoded import Encoded
 from s2clip.errors import reject
 from s2clip.methods.method import Method
-from s2clip.pictures.images import MAX_PIXELS, Source
+from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source
 from s2clip.pictures.reading import Failure, Picture, read_batches
 from s2clip.predictor import Predictor
 from s2clip.published.catalogue import get_method
@@ -68,6 +68,7 @@ class Segmenter(Predictor):
         max_memory: str | int | None = None,
         cuda_graphs: bool = False,
         max_pixels: int = MAX_PIXELS,
+        max_seconds: float = MAX_SECONDS,
         **fields: Any,
     ) -> "Segmenter":
         """Load the models by name and put the method together.
@@ -105,6 +106,7 @@ class Segmenter(Predictor):
                 (`s2clip.decision.graphs`); off, because what that saves is not measured yet. For spliced methods
                 without refinement.
             max_pixels: pictures with more pixels are refused before they are decoded.
+            max_seconds: pictures whose decoding takes longer are refused; see `s2clip.pictures.bounded`.
             fields: any other field of `Method`, to change one value: `tau=2.0`, or `**{"extension.depth": 3}`.
 
         Raises:
@@ -121,7 +123,8 @@ class Segmenter(Predictor):
         options = {"weights": weights, "device": device, "dtype": dtype}
         options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
         parts = load_parts(model, method, **method_options, **names, **refinement, **speed, **options)
-        return cls(**parts, max_batch=max_batch, mix_pictures=mix_pictures, max_pixels=max_pixels)
+        limits = {"max_pixels": max_pixels, "max_seconds": max_seconds}
+        return cls(**parts, max_batch=max_batch, mix_pictures=mix_pictures, **limits)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -286,6 +289,7 @@ class Segmenter(Predictor):
             mix_pictures=self._encoder.mix_pictures,
             max_memory=None if self._encoder.cap is None else self._encoder.cap.size,
             max_pixels=self.max_pixels,
+            max_seconds=self.max_seconds,
         )
         other._text, other._vocabulary, other._background = self._text, self._vocabulary, self._background
         return other

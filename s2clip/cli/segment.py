@@ -12,7 +12,7 @@ import click
 from s2clip.cli.console import load_segmenter, progress, say, usage_errors
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import INPUTS_FAILED
-from s2clip.errors import ImageError, S2ClipError
+from s2clip.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ MEGAPIXELS = 64.0
 @click.option("-o", "--output", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--format", "formats", default="png,overlay", show_default=True, help="Of png, overlay, coco, npz.")
 @click.option("--max-megapixels", default=MEGAPIXELS, show_default=True, help="Larger pictures are refused unread.")
+@click.option("--max-seconds-per-picture", default=60.0, show_default=True, help="What decodes longer is refused.")
 @model_options
 @output_options
 def segment(
@@ -43,6 +44,7 @@ def segment(
     output: Path,
     formats: str,
     max_megapixels: float,
+    max_seconds_per_picture: float,
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
@@ -63,12 +65,17 @@ def segment(
             raise ValueError("--threshold needs --background: one of the classes")
         if not 0 < max_megapixels <= 1e6:
             raise ValueError(f"--max-megapixels: expected a number up to 1e6, received {max_megapixels:g}")
+        if not 0 < max_seconds_per_picture <= 86_400:
+            raise ValueError(
+                f"--max-seconds-per-picture: expected seconds up to a day, received {max_seconds_per_picture:g}"
+            )
         pictures, failures = expand(sources)
         stems = name_outputs(pictures, output, chosen)
     done: list[dict[str, Any]] = []
     if pictures:
         writable_folder(output)
-        limits = {"max_pixels": round(max_megapixels * 1e6)} | ({} if threshold is None else {"threshold": threshold})
+        limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
+        limits |= {} if threshold is None else {"threshold": threshold}
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
             segmenter.set_classes(words.classes, background=background_id)
@@ -80,7 +87,7 @@ def segment(
                     if isinstance(result, Failure):
                         raise result.error
                     done.append(result.record(result.save(output, chosen, stem=stem, sidecars=False)))
-                except (S2ClipError, ValueError, OSError, MemoryError, RuntimeError) as error:
+                except Exception as error:  # none of one picture's errors ends the others
                     logger.info("%s", picture, exc_info=True)
                     failures.append((str(picture), _one_line(error, str(picture))))
                     continue

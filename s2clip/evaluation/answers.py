@@ -34,7 +34,9 @@ class SegmenterAnswers:
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
         self.device = segmenter.device
-        self.reading = Reading(max_pixels=segmenter.max_pixels, pin=self.device.type == "cuda")
+        self.reading = Reading(
+            max_pixels=segmenter.max_pixels, max_seconds=segmenter.max_seconds, pin=self.device.type == "cuda"
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from s2clip.errors import DatasetError, S2ClipError
+from s2clip.errors import DatasetError
 from s2clip.evaluation.metrics import IGNORE
-from s2clip.pictures.images import MAX_PIXELS
+from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS
 from s2clip.pictures.reading import Failure, Picture, read
 
 THREADS = 4
@@ -66,10 +66,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Reading:
-    """Whether pixels are needed at all, their limit, and whether they go to pinned memory."""
+    """Whether pixels are needed at all, their limits, and whether they go to pinned memory."""
 
     pixels: bool = True
     max_pixels: int = MAX_PIXELS
+    max_seconds: float = MAX_SECONDS
     pin: bool = False
 
 
@@ -80,7 +81,8 @@ def read_item(dataset: Any, index: int, reading: Reading) -> Item:
     path = os.fspath(sample.image_path)
     try:
         target = _target(dataset.annotation(index), len(dataset.classes), sample.annotation_path)
-        picture = read(path, max_pixels=reading.max_pixels, pin=reading.pin) if reading.pixels else None
+        limits = {"max_pixels": reading.max_pixels, "max_seconds": reading.max_seconds}
+        picture = read(path, **limits, pin=reading.pin) if reading.pixels else None
         if isinstance(picture, Failure):
             return Item(index, sample.name, picture)
         if picture is not None and picture.pixels.shape[1:] != target.shape:
@@ -89,7 +91,7 @@ def read_item(dataset: Any, index: int, reading: Reading) -> Item:
                 f"{sample.annotation_path}: expected {width}x{height}, the size of {path}, "
                 f"received {target.shape[1]}x{target.shape[0]}"
             )
-    except (S2ClipError, ValueError, OSError, MemoryError) as error:
+    except Exception as error:  # whatever a data set of one's own raises, too
         return Item(index, sample.name, Failure(path, error))
     return Item(index, sample.name, picture, target, 1000 * (time.perf_counter() - start))
 

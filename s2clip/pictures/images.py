@@ -4,38 +4,43 @@ What a picture means is decided once, here:
 
 * EXIF orientation is applied, as every viewer does.
 * Transparency is laid on white: the colour under a transparent pixel is arbitrary, and viewers show white.
-* 16 bits are scaled by 255/65535 (Pillow's own conversion clips at 255). Integer pictures beyond 16 bits and float
-  pictures have no defined white and are refused.
+* b bits are scaled by 255/(2^b - 1) and rounded, alpha of 16 bits before that. Integer pictures beyond 16 bits, signed
+  ones and float pictures have no defined white and are refused.
 * Palette, 1-bit, grey, CMYK and YCbCr are converted to RGB; of an animation the first frame is taken.
-* More pixels than `max_pixels` are refused after the header is read and before a pixel is decoded.
+* More pixels than `max_pixels` are refused after the header is read and before a pixel is decoded; what could take
+  longer than its pixels do is decoded in a process that is ended after `max_seconds`.
 """
 
 import os
-from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from s2clip.errors import DAMAGE, ImageError
+from s2clip.errors import ImageError
+from s2clip.pictures import bounded, decoding
+from s2clip.pictures.bounded import MAX_SECONDS
+from s2clip.pictures.decoding import FORMATS, MAX_PIXELS
+from s2clip.pictures.samples import turned
+from s2clip.pictures.structure import Unusable
 
-MAX_PIXELS = 64_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+__all__ = ["FORMATS", "MAX_PIXELS", "MAX_SECONDS", "SUFFIXES", "Source", "read_image"]
+
 SUFFIXES = (  # what is taken for a picture when a folder is listed
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".tif", ".tiff"),
     *(".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
 ROUNDING = 1e-3
 """By how much floats may leave [0,1], a quarter of a grey level: sums of weights miss 1 by 1e-6, of halves by 5e-4."""
-SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+LINE = 200
+"""Characters of an error's line, as far as the file's name leaves some."""
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 
-def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS) -> Tensor:
     """One picture as uint8 tensor [3,H,W] on the CPU, RGB, EXIF orientation applied.
 
     Args:
@@ -44,6 +49,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
             alpha, or [H,W] grey; tensor [3,H,W], [4,H,W], [1,H,W] or [H,W], uint8 or float in [0,1],
             which may miss that by 1e-3.
         max_pixels: refuse files and PIL images with more pixels than this, before decoding.
+        max_seconds: refuse files whose decoding takes longer; ordinary ones take less than a second.
 
     Raises:
         ImageError: the picture cannot be used; one line with its name and the reason.
@@ -53,116 +59,61 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pil(source, getattr(source, "filename", "") or "PIL image", max_pixels)
+        return _from_pil(source, max_pixels)
     if isinstance(source, str | os.PathLike):
-        return _from_file(os.fspath(source), max_pixels)
-    if isinstance(source, bytes) or hasattr(source, "read"):
-        return _from_bytes(source, max_pixels)
-    accepted = "a path, bytes, a binary file, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W]"
-    raise ImageError(f"image: expected {accepted}, received {type(source).__name__}")
-
-
-def _from_file(name: str, max_pixels: int) -> Tensor:
-    path = Path(name)
-    if name.startswith(("http://", "https://")):
-        raise ImageError(f"{name}: addresses are not fetched; download the picture and give its path")
+        name = os.fsdecode(source)
+        if name.startswith(("http://", "https://")):
+            raise _error(name, "addresses are not fetched; download the picture and give its path")
+        content = name
+    elif isinstance(source, bytes) or hasattr(source, "read"):
+        name, content = _content(source)
+    else:
+        accepted = "a path, bytes, a binary file, a PIL image, a uint8 array [H,W,3] or a tensor [3,H,W]"
+        raise ImageError(f"image: expected {accepted}, received {type(source).__name__}")
     try:
-        if path.is_dir():
-            raise ImageError(f"{name}: is a folder, not a picture")
-        if not path.exists():
-            raise ImageError(f"{name}: no such file")
-        if path.is_file() and path.stat().st_size == 0:
-            raise ImageError(f"{name}: empty file (0 bytes)")
-        with path.open("rb") as handle, _open(handle, name) as image:
-            return _from_pil(image, name, max_pixels)
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error:  # unreadable, or a path that cannot exist (a null byte, too long)
-        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from None
+        pixels = bounded.decode(decoding.PIXELS, content, max_pixels=max_pixels, max_seconds=max_seconds)
+    except Unusable as error:
+        raise _error(name, str(error)) from None
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def _from_bytes(source: bytes | BinaryIO, max_pixels: int) -> Tensor:
-    """A file that is open already, or its content; from the start, wherever a writer left the position."""
+def _error(name: str, reason: str) -> ImageError:
+    """One line, whatever a file is called."""
+    shown = name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    return ImageError(f"{shown}: {decoding.shortened(reason, max(LINE - 2 - len(shown), 80))}")
+
+
+def _content(source: bytes | BinaryIO) -> tuple[str, bytes]:
+    """(name, content) of a file that is open already; from the start, wherever a writer left the position."""
     name = getattr(source, "name", None)
     name = name if isinstance(name, str) else type(source).__name__
     try:
         if not isinstance(source, bytes) and source.seekable():
             source.seek(0)
         content = source if isinstance(source, bytes) else source.read()
-    except (OSError, ValueError) as error:  # closed, or not readable
-        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from None
+    except Exception as error:  # closed, not readable, or whatever a caller's own kind of file raises
+        raise _error(name, f"cannot be read: {decoding.reason_of(error)}") from None
     if not isinstance(content, bytes):
-        raise ImageError(f'{name}: expected a file opened with "rb", received text')
+        raise _error(name, 'expected a file opened with "rb", received text')
     if not content:
-        raise ImageError(f"{name}: empty (0 bytes)")
-    with BytesIO(content) as handle, _open(handle, name) as image:
-        return _from_pil(image, name, max_pixels)
+        raise _error(name, "empty (0 bytes)")
+    return name, content
 
 
-def _open(handle: BinaryIO, name: str) -> Image.Image:
-    """Read the header by the reader whose signature fits the first bytes.
-
-    Not `Image.open`: that enforces Pillow's process-wide pixel limit, which a library may neither raise nor silence
-    for others; ours is an argument.
-    """
-    Image.init()
-    prefix = handle.read(16)
-    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
-        if accept is None or accept(prefix) is not True:  # a reader that is not built in answers with a sentence
-            continue
-        handle.seek(0)
-        try:
-            return factory(handle, name)
-        except (*DAMAGE, MemoryError) as error:
-            raise ImageError(f"{name}: damaged header: {_reason(error)}") from None
-    raise ImageError(f"{name}: not a picture that can be read ({', '.join(FORMATS)})")
-
-
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Tensor:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name}: {width}x{height} is {width * height / 1e6:.1f} megapixels, "
-            f"over the limit of {max_pixels / 1e6:g} (max_pixels, --max-megapixels)"
-        )
-    if width * height == 0:
-        raise ImageError(f"{name}: has no pixels ({width}x{height})")
+def _from_pil(image: Image.Image, max_pixels: int) -> Tensor:
+    """A picture that the caller opened: what it holds, decoded where it is not yet, in this process."""
+    name = str(getattr(image, "filename", "") or "PIL image")
     try:
+        decoding.check_size(*image.size, max_pixels)
         image.load()
-        pixels = np.asarray(_to_rgb(_upright(image)))
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
+        pixels = turned(decoding.rgb(image), decoding.orientation_of(image.getexif))
+    except Unusable as error:
+        raise _error(name, str(error)) from None
     except MemoryError:
-        raise ImageError(f"{name}: {width}x{height} does not fit into memory") from None
-    except DAMAGE as error:
-        raise ImageError(f"{name}: truncated or damaged: {_reason(error)}") from None
+        raise _error(name, f"{image.width}x{image.height} does not fit into memory") from None
+    except Exception as error:
+        raise _error(name, f"truncated or damaged: {decoding.reason_of(error)}") from None
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except DAMAGE:  # broken metadata do not make a good picture bad
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT or image.mode == "I":
-        return _from_sixteen_bit(image)
-    if image.mode == "F":
-        raise ImageError("float pixels have no defined white: save it with 8 or 16 bits")
-    if image.has_transparency_data or image.mode in ("La", "RGBa"):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError("integer pixels beyond 16 bits have no defined white: save it with 8 or 16 bits")
-    grey = np.round(values.astype(np.float32) * (255 / 65535)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Tensor:
@@ -211,14 +162,6 @@ def _with_three_channels(image: Tensor, name: str) -> Tensor:
     if image.numel() == 0:
         raise ImageError(f"{name}: has no pixels ({list(image.shape)})")
     if len(image) == 4:
-        opaque = _to_rgb(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGBA"))
-        return torch.from_numpy(np.asarray(opaque).transpose(2, 0, 1).copy())
+        opaque = decoding.rgb(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGBA"))
+        return torch.from_numpy(opaque.transpose(2, 0, 1).copy())
     return image.expand(3, -1, -1).clone(memory_format=torch.contiguous_format)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what a reader said, without addresses of Python objects."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from s2clip.errors import ImageError
-from s2clip.pictures.images import MAX_PIXELS, Source, read_image
+from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source, read_image
 
 
 class Picture(NamedTuple):
@@ -40,11 +40,13 @@ class Failure:
     """`ImageError` where it could not be read; what the computing raised else."""
 
 
-def read(source: Source, *, max_pixels: int = MAX_PIXELS, pin: bool = False) -> Picture | Failure:
+def read(
+    source: Source, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS, pin: bool = False
+) -> Picture | Failure:
     """Decode one source. pin: also copy the pixels into pinned memory, from which a GPU fetches them by itself."""
     start = time.perf_counter()
     try:
-        pixels = read_image(source, max_pixels=max_pixels)
+        pixels = read_image(source, max_pixels=max_pixels, max_seconds=max_seconds)
     except ImageError as error:
         return Failure(source, error)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
