@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 MIB = 1 << 20
-MAX_METADATA = 64 * MIB
+MAX_METADATA = 16 * MIB
 """Bytes of text, profiles and previews before the pixels; maps of depth that phones store there take some 10."""
 MAX_SCANS = 100
 """Of a progressive JPEG; encoders write 10, and a search for the smallest file found 40."""
