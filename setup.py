@@ -20,6 +20,7 @@ TEST = [
     "scikit-image>=0.24",
     "pycocotools>=2.0.11",
     "selenium>=4.20",
+    "mypy>=1.18",
     *DEMO,
     "scikit-learn>=1.5",
     *PLOT,

@@ -15,13 +15,14 @@ from s2clip.version import __version__
 if TYPE_CHECKING:
     from s2clip import ops as ops
     from s2clip.methods.method import Method as Method
+    from s2clip.results.result import Result as Result
     from s2clip.segmenter import Segmenter as Segmenter
 
-__all__ = ["Method", "Segmenter", "__version__", "ops"]
+__all__ = ["Method", "Result", "Segmenter", "__version__", "ops"]
 
 moved.put_up()
 
-_HOMES = {"Method": "s2clip.methods", "Segmenter": "s2clip.segmenter"}
+_HOMES = {"Method": "s2clip.methods", "Result": "s2clip.results.result", "Segmenter": "s2clip.segmenter"}
 
 
 def __getattr__(name: str):

@@ -6,12 +6,14 @@ from typing import Any
 
 from s2clip import memory
 from s2clip.backbones.clip import CLIP_NAMES, CLIPBackbone, load_clip
+from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SAM_NAMES, load_sam
 from s2clip.backbones.vfm import VFM_NAMES, load_vfm
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.recipe import RECIPES
+from s2clip.names import match_name
 from s2clip.published.catalogue import get_method
 from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
@@ -47,14 +49,12 @@ def load_parts(
     geometry: short_side, crop and stride as `from_pretrained` is given them, like all else. options: weights, device,
     dtype, cache_dir and local_files_only, which every loader takes.
     """
-    check_refinement(refine)
-    method = get_method(method)
+    refine, method = check_refinement(refine), get_method(method)
+    model = match_name("model", model, CLIP_NAMES)
     vfm = vfm or ("tiny-dino" if model == "tiny" else resolve_extension(method).default_vfm)
     sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
-    names = (("model", model, CLIP_NAMES), ("vfm", vfm, VFM_NAMES), ("sam", sam, SAM_NAMES))
-    for argument, name, valid in names:
-        if name not in valid:
-            reject(argument, f"one of {', '.join(valid)}", repr(name))
+    vfm = match_name("vfm", vfm, VFM_NAMES, SAM_ALIASES)
+    sam = match_name("sam", sam, SAM_NAMES, SAM_ALIASES)
     method = _adapted(method, model, geometry, fields)
     settings = resolve_settings(sam, refine_options)
     if max_memory is not None:

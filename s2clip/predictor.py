@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from s2clip.refinement.regions import RegionSource, described
 from s2clip.refinement.results import refine_results
 from s2clip.results.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
+from s2clip.values import ignored_id
 from s2clip.words.text import TextEncoder, Vocabulary, vocabulary
 from s2clip.words.text_cache import VectorFiles
 
@@ -64,6 +66,9 @@ class Predictor:
         the coarse map alone. text_files: where word vectors are kept between processes, None for nowhere. max_batch,
         mix_pictures: see `Encoder`. max_memory, cuda_graphs, max_pixels, max_seconds: see `from_pretrained`.
         """
+        if isinstance(clip, str | os.PathLike):
+            hint = f"; models are loaded by name with Segmenter.from_pretrained({os.fspath(clip)!r})"
+            reject("clip", "a loaded CLIPBackbone", repr(clip) + hint)
         self.method = get_method(method)
         sam, diffusion = sam or getattr(refiner, "sam", None), diffusion or getattr(refiner, "diffusion", None)
         self._models = Models(clip, vfm, sam, diffusion)
@@ -156,15 +161,15 @@ class Predictor:
     def _resolve(
         self, classes: str | Sequence[str], background: int | str | None, allow_repeats: bool = False
     ) -> tuple[Vocabulary, int | None]:
+        if classes is None:
+            reject("classes", 'names, as "sky, house; hut, tree" or a list', None)
         words = vocabulary(classes, allow_repeats=allow_repeats)
         if extra := self._extension.extra_words:
             vocabulary([*words.classes, *extra], allow_repeats=allow_repeats)  # a class among them would lose its score
         number = words.find(background)
-        if number is None:
-            for field in ("threshold", "area_threshold"):
-                if getattr(self.method, field):
-                    value = getattr(self.method, field)
-                    reject("background", f"one of {', '.join(words.classes)}, for {field}={value}", None)
+        if number is None and self.method.area_threshold:
+            value = self.method.area_threshold
+            reject("background", f"one of {', '.join(words.classes)}, for area_threshold={value}", None)
         if unknown := self.clip.unknown_words(list(words.words)):
             words_said = first_few(unknown, SAID)
             logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
@@ -203,7 +208,19 @@ class Predictor:
         return refine_results(self.refiner, encoded, results, scores, **rules)
 
     def _decide(self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None) -> Decision:
-        settings, method = (words.class_index, background, self._models, self.method), self.method
+        method = self.method
+        if method.threshold and background is None:
+            unlabelled = ignored_id(len(words.classes))
+            decision = self._decided(encoded, text, words, None, dataclasses.replace(method, threshold=0.0))
+            return decision._replace(
+                labels=decision.labels.masked_fill(decision.confidence < method.threshold, unlabelled)
+            )
+        return self._decided(encoded, text, words, background, method)
+
+    def _decided(
+        self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None, method: Method
+    ) -> Decision:
+        settings = (words.class_index, background, self._models, method)
         own_rules = (
             method.area_threshold is not None
             or method.pamr_iterations

@@ -1,20 +1,25 @@
 """`Segmenter`: pictures and class names in, label maps out."""
 
 import copy
+import dataclasses
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from s2clip import pipeline
 from s2clip.decision.pixels import check_labels
 from s2clip.decision.scores import ScoreMaps
 from s2clip.encoding.encoded import Encoded
-from s2clip.errors import reject
+from s2clip.errors import first_few, reject
 from s2clip.methods.method import Method
+from s2clip.names import meant
 from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source
 from s2clip.pictures.reading import Failure, Picture, read_batches
 from s2clip.predictor import Predictor
@@ -24,6 +29,8 @@ from s2clip.refinement.results import refine_given
 from s2clip.refinement.settings import Refinement
 from s2clip.results.result import Result
 from s2clip.words.text import Vocabulary
+
+NAMES_SHOWN = 8
 
 
 class Segmenter(Predictor):
@@ -55,7 +62,7 @@ class Segmenter(Predictor):
         method: str | Method = "s2clip",
         compile: bool = False,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         text_cache: bool | None = None,
@@ -91,7 +98,7 @@ class Segmenter(Predictor):
             region_options: fields of `s2clip.refinement.automatic.AutomaticMasks`, `{"points_per_side": 16}`.
             compile: compile the blocks of CLIP, the VFM and SAM's encoder; the first pictures wait minutes for it.
             method: a name of `s2clip.methods.METHODS`, or a `Method`.
-            device, dtype: default CUDA with fp16, or the CPU with fp32.
+            device, dtype: default CUDA with fp16, or the CPU with fp32; a dtype may be its name, "float16".
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
             text_cache: keep word vectors in the folder s2clip-text beside the weights, where later processes find them;
                 None: unless the model is "tiny", which is as fast as a disk. Never for random weights.
@@ -115,6 +122,7 @@ class Segmenter(Predictor):
         """
         from s2clip.loading import load_parts
 
+        _check_keywords(fields)
         method_options = {"fields": fields, "geometry": {"short_side": short_side, "crop": crop, "stride": stride}}
         names = {"vfm": vfm, "sam": sam, "diffusion_model": diffusion_model}
         refinement = {"refine": refine, "refine_options": refine_options}
@@ -142,25 +150,58 @@ class Segmenter(Predictor):
 
         Args:
             classes: entries as a list, or one string "sky, house; hut, tree"; words of one class are parted by ";".
-            background: the class, by name or number, that pixels under the method's threshold are given.
+            background: the class, by name or number, that pixels under the method's threshold are given; None: they
+                belong to no class, 255 (65535 where 255 is a class).
             allow_repeats: take lists that hold a word twice, as published ones do; the first class wins it.
 
         Raises:
-            ValueError: no class, an empty or repeated name, an unknown background, or a threshold without background.
+            ValueError: no class, an empty or repeated name, an unknown background, or an area_threshold without one.
         """
         words, number = self._resolve(classes, background, allow_repeats)
         self._rows(words)
         self._vocabulary, self._background = words, number
         return self
 
-    def __call__(self, source: Source | Sequence[Source]) -> Result | list[Result]:
-        """Segment one picture (path, PIL image, uint8 array [H,W,3] in RGB order, tensor [3,H,W]) or a list of them.
+    def __repr__(self) -> str:
+        models = [self.clip.name, *([self.vfm.name] if self.vfm is not None else [])]
+        refine = "" if self.refiner is None else f", refine {self.refiner.refine}"
+        names = ": " + first_few(self.classes, NAMES_SHOWN) if self.classes else ""
+        count = (
+            f"{len(self.classes)} class{'' if len(self.classes) == 1 else 'es'}" if self.classes else "no classes set"
+        )
+        where = f"{self.device} {str(self.clip.dtype).removeprefix('torch.')}"
+        return f"Segmenter({' + '.join(models)}, method {self.method.name}{refine}, {where}, {count}{names})"
+
+    @overload
+    def __call__(self, source: list[Any] | tuple[Any, ...]) -> list[Result]: ...
+
+    @overload
+    def __call__(self, source: Source) -> Result: ...
+
+    def __call__(self, source: Source | list[Any] | tuple[Any, ...]) -> Result | list[Result]:
+        """Segment one picture (path, bytes, PIL image, uint8 array [H,W,3] in RGB order, tensor [3,H,W]), or a list of
+        them or a batch [B,3,H,W] or [B,H,W,3], which give a list of results.
 
         Raises `ImageError` for a picture that cannot be used, `ValueError` where no classes were set.
         """
-        if isinstance(source, list | tuple):
+        if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             return list(self.stream(source))
         return next(self.stream([source], workers=0))
+
+    @overload
+    def stream(
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int = 8,
+        on_error: Literal["raise"] = "raise",
+        workers: int | None = None,
+    ) -> Iterator[Result]: ...
+
+    @overload
+    def stream(
+        self, sources: Iterable[Source], *, batch_size: int = 8, on_error: str, workers: int | None = None
+    ) -> Iterator[Result | Failure]: ...
 
     def stream(
         self,
@@ -181,6 +222,10 @@ class Segmenter(Predictor):
 
         Raises ValueError for such arguments, and where no classes were set.
         """
+        if isinstance(sources, str | bytes | os.PathLike | Image.Image | Result | Encoded) or (
+            isinstance(sources, Tensor | np.ndarray) and sources.ndim != 4
+        ):
+            reject("sources", "several pictures; of one make a list, or call the segmenter itself", _short(sources))
         workers = min(os.cpu_count() or 1, 4) if workers is None else workers
         if on_error not in ("raise", "record"):
             reject("on_error", "raise or record", repr(on_error))
@@ -239,6 +284,7 @@ class Segmenter(Predictor):
 
         Classes given here are for this call; their words stay in the cache. Raises as `set_classes`.
         """
+        _check_encoded("segment", encoded)
         words, number = self._chosen(classes, background)
         return _checked(self._segment([encoded], words, number))[0]
 
@@ -250,6 +296,7 @@ class Segmenter(Predictor):
 
         Classes as in `segment`.
         """
+        _check_encoded("scores", encoded)
         words, number = self._chosen(classes, background)
         settings = words.class_index, number, self._models, self.method
         return self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
@@ -278,6 +325,7 @@ class Segmenter(Predictor):
 
         method, fields: as they are, without the model's recipe. Raises as the constructor.
         """
+        _check_keywords(fields)
         other = Segmenter(
             self.clip,
             vfm=self.vfm,
@@ -316,6 +364,26 @@ class Segmenter(Predictor):
         if self._vocabulary is None:
             raise ValueError("no classes: call set_classes first, or give classes to segment")
         return self._vocabulary
+
+
+def _check_keywords(fields: Iterable[str]) -> None:
+    """`ValueError` naming the nearest keyword for one that is neither `from_pretrained`'s nor a field of `Method`."""
+    own = list(inspect.signature(Segmenter.from_pretrained).parameters)[:-1]
+    valid = [field.name for field in dataclasses.fields(Method)]
+    for field in fields:
+        if field not in valid and not field.startswith("extension."):
+            near = meant(field, [*own, *valid]) or f"; its own are {', '.join(own)}"
+            reject("keyword", "one of from_pretrained or a field of Method", repr(field) + near)
+
+
+def _check_encoded(call: str, encoded: object) -> None:
+    if not isinstance(encoded, Encoded):
+        hint = f"; {call}(segmenter.encode(picture), classes), or segmenter(picture) with the classes set"
+        reject("encoded", "what encode() gives", _short(encoded) + hint)
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | Path) else type(value).__name__
 
 
 def _checked(results: list[Result]) -> list[Result]:

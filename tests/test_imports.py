@@ -123,7 +123,7 @@ def test_public_names(tmp_path):
             print(error)
     """
     assert fresh(code, tmp_path).split("\n") == [
-        "['Method', 'Segmenter', '__version__', 'ops']",
+        "['Method', 'Result', 'Segmenter', '__version__', 'ops']",
         "Segmenter Method s2clip.ops",
         "module 's2clip' has no attribute 'segmenters'",
     ]

@@ -74,7 +74,7 @@ def test_rows_change_what_they_say():
     by_name = {(row.group, row.name): row for number in (2, 3, 4) for row in tables.read_table(number).rows}
     options = {place: row.options("ade20k") for place, row in by_name.items() if row.method}
     assert options["DINO", "ViT-S/16"]["vfm"] == "dino-s16"
-    assert options["SAM", "ViT-B/16"]["vfm"] == "sam-b"
+    assert options["SAM", "ViT-B/16"]["vfm"] == "sam-vit-b"
     ablation = "Ablation studies (based on Optimization SAM)"
     assert options[ablation, "w/o CCA"]["refine_options"]["use_components"] is False
     assert options[ablation, "w/o box"]["refine_options"]["use_box"] is False

@@ -286,7 +286,7 @@ def test_published_sha256_are_those_in_the_links():
 
 def test_every_released_model_has_a_checkpoint():
     assert {*clip.ARCHITECTURES, *vfm.ARCHITECTURES, *sam.ARCHITECTURES} == set(CHECKPOINTS)
-    assert set(vfm.SAM_ENCODERS.values()) <= set(sam.SAM_NAMES)
+    assert set(vfm.SAM_ENCODERS) <= set(sam.SAM_NAMES)
 
 
 # --- from file to backbone ---

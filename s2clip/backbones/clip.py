@@ -26,6 +26,7 @@ from s2clip.backbones import weights as weight_files
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.errors import WeightsError
+from s2clip.names import match_name
 
 # Our name -> open_clip's architecture. OpenAI and MetaCLIP ("fullcc", 2.5 billion pictures) trained with QuickGELU, and
 # open_clip's plain "ViT-B-16" builds GELU.
@@ -243,8 +244,7 @@ def load_clip(
     Raises ValueError for unknown names, WeightsError for missing or wrong weights.
     """
     check_pos_embed_interp(pos_embed_interp)
-    if name not in CLIP_NAMES:
-        raise ValueError(f"model: expected one of {', '.join(CLIP_NAMES)}, received {name!r}")
+    name = match_name("model", name, CLIP_NAMES)
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if name == "tiny":

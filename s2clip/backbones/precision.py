@@ -17,11 +17,20 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device)
 
 
-def resolve_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """fp32 on the CPU, fp16 elsewhere, unless fp16, bf16 or fp32 is asked for."""
+DTYPES = {
+    **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+}
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """fp32 on the CPU, fp16 elsewhere, unless fp16, bf16 or fp32 is asked for, as a dtype or by name."""
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype.removeprefix("torch.").lower(), repr(dtype))
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ValueError(f"dtype: expected float32, float16, bfloat16 or None, received {dtype}")
     return dtype
 

@@ -25,9 +25,11 @@ from s2clip.backbones import weights as weight_files
 from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
+from s2clip.names import match_name
 
 ARCHITECTURES = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
 SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
+ALIASES = {"sam-b": "sam-vit-b", "sam-l": "sam-vit-l", "sam-h": "sam-vit-h"}
 
 
 class Embedding(NamedTuple):
@@ -54,8 +56,7 @@ def load_sam(
     weights: "pretrained"; "random" (the same ones in every call; output without meaning); or a checkpoint file.
     Raises ValueError for unknown names, WeightsError for missing or wrong weights.
     """
-    if name not in SAM_NAMES:
-        raise ValueError(f"sam: expected one of {', '.join(SAM_NAMES)}, received {name!r}")
+    name = match_name("sam", name, SAM_NAMES, ALIASES)
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if name == "sam-tiny":

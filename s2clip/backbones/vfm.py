@@ -20,9 +20,11 @@ from torch import Tensor
 from s2clip.backbones import weights as weight_files
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
+from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SamFeatures, load_sam
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
+from s2clip.names import match_name
 
 ARCHITECTURES = {
     "dino-s16": "vit_small_patch16_224.dino",
@@ -34,7 +36,7 @@ ARCHITECTURES = {
     "dinov2-s14-reg4": "vit_small_patch14_reg4_dinov2.lvd142m",
     "dinov2-b14-reg4": "vit_base_patch14_reg4_dinov2.lvd142m",
 }
-SAM_ENCODERS = {"sam-tiny": "sam-tiny", "sam-b": "sam-vit-b"}
+SAM_ENCODERS = ("sam-tiny", "sam-vit-b")
 VFM_NAMES = ("tiny-dino", *ARCHITECTURES, *SAM_ENCODERS)
 
 
@@ -133,13 +135,12 @@ def load_vfm(
     Raises ValueError for unknown names, WeightsError for missing or wrong weights.
     """
     check_pos_embed_interp(pos_embed_interp)
-    if name not in VFM_NAMES:
-        raise ValueError(f"vfm: expected one of {', '.join(VFM_NAMES)}, received {name!r}")
+    name = match_name("vfm", name, VFM_NAMES, SAM_ALIASES)
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     if name in SAM_ENCODERS:
         sam = load_sam(
-            SAM_ENCODERS[name],
+            name,
             weights=weights,
             device=device,
             dtype=dtype,

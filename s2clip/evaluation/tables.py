@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NUMBERS = (1, 2, 3, 4)
 READY, NO_DATA, NO_METHOD, FAILED, MEASURED = "ready", "no data", "predictions needed", "failed", "measured"
-SMALL_VFMS = {"dino-b8": "tiny-dino", "sam-b": "sam-tiny"}
+SMALL_VFMS = {"dino-b8": "tiny-dino", "sam-vit-b": "sam-tiny"}
 """What stands for a vision foundation model beside the tiny CLIP."""
 
 

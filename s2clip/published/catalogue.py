@@ -5,6 +5,7 @@ import dataclasses
 from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.needs import replace_fields
+from s2clip.names import match_name, meant
 from s2clip.published.cliper import Cliper
 from s2clip.published.clipsurgery import ClipSurgery
 from s2clip.published.corrclip import CorrClip
@@ -135,14 +136,12 @@ def get_method(name: str | Method, **fields: object) -> Method:
 
     An unknown name or field raises `ValueError` listing the valid ones.
     """
-    if isinstance(name, str) and name not in METHODS:
-        reject("method", f"one of {', '.join(METHODS)}", repr(name))
-    method = METHODS[name] if isinstance(name, str) else name
+    method = name if isinstance(name, Method) else METHODS[match_name("method", name, METHODS)]
     valid = [field.name for field in dataclasses.fields(Method)]
     own = {field: value for field, value in fields.items() if not field.startswith("extension.")}
     for field in own:
         if field not in valid:
-            reject("method", f"the fields {', '.join(valid)}", repr(field))
+            reject("method", f"the fields {', '.join(valid)}", repr(field) + meant(field, valid))
     inner = {field.removeprefix("extension."): value for field, value in fields.items() if field not in own}
     method = dataclasses.replace(method, **own)
     return dataclasses.replace(method, extension=replace_fields(method.extension, inner))

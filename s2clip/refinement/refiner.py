@@ -11,7 +11,6 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from s2clip.backbones.sam import Embedding, encode_images, load_sam, share_embeddings
-from s2clip.backbones.vfm import SAM_ENCODERS
 from s2clip.decision.scores import ScoreMaps
 from s2clip.refinement import sam as together
 from s2clip.refinement import trident
@@ -115,7 +114,7 @@ def load_refiner(
 def shared_sam(vfm: Any, name: str) -> Sam | None:
     """The SAM inside a `VisionFeatures`, if it is the one called `name`; it remembers what it has seen from now on."""
     model = getattr(vfm, "model", None)
-    if isinstance(model, Sam) and SAM_ENCODERS.get(vfm.name) == name:
+    if isinstance(model, Sam) and vfm.name == name:
         share_embeddings(model)
         return model
     return None

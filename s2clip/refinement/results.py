@@ -13,6 +13,7 @@ from s2clip.errors import RefinementError, reject
 from s2clip.pictures.reading import Picture
 from s2clip.results.result import Result
 from s2clip.stopwatch import Stopwatch, Timings
+from s2clip.values import ignored_id
 
 if TYPE_CHECKING:
     from s2clip.backbones.diffusion_affinity import DiffusionAffinity
@@ -56,7 +57,8 @@ def _diffused(
     """The coarse map and its scores after Stable Diffusion's self-attention."""
     from s2clip.refinement.diffusion import diffuse
 
-    limits = {"threshold": threshold, "background": coarse.background}
+    background = ignored_id(len(coarse.classes)) if coarse.background is None else coarse.background
+    limits = {"threshold": threshold, "background": background}
     with watch("diffusion"):
         labels, confidence, maps = diffuse(affinity, coarse.image.to(watch.device), scores, **limits)
     return dataclasses.replace(coarse, segmentation=labels.clone(), confidence=confidence.clone()), maps

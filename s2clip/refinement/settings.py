@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2clip.errors import reject
+from s2clip.names import match_name, meant
 
 REFINEMENTS = ("none", "trident", "sam", "sam+sd")
 
@@ -72,10 +73,9 @@ def refinement_name(settings: Mapping[str, Any]) -> str:
     return " ".join([settings.get("refine", "none"), *off])
 
 
-def check_refinement(refine: str) -> None:
-    """`ValueError` listing the valid names unless `refine` is one of them."""
-    if refine not in REFINEMENTS:
-        reject("refine", f"one of {', '.join(REFINEMENTS)}", repr(refine))
+def check_refinement(refine: str) -> str:
+    """The refinement that is meant. `ValueError` listing the valid names where it is none of them."""
+    return match_name("refine", refine, REFINEMENTS)
 
 
 def resolve_settings(sam: str, options: Refinement | Mapping[str, Any] | None) -> Refinement:
@@ -85,5 +85,5 @@ def resolve_settings(sam: str, options: Refinement | Mapping[str, Any] | None) -
     valid = [field.name for field in dataclasses.fields(Refinement)]
     for name in options or ():
         if name not in valid:
-            reject("refine_options", f"the fields {', '.join(valid)}", repr(name))
+            reject("refine_options", f"the fields {', '.join(valid)}", repr(name) + meant(name, valid))
     return dataclasses.replace(RECIPES.get(sam, Refinement()), **(options or {}))

@@ -11,6 +11,7 @@ Files of a picture named STEM:
 """
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageShow
 from torch import Tensor
 
-from s2clip.errors import OutputError, reject
+from s2clip.errors import OutputError, first_few, reject
 from s2clip.files import whole_file, writable_folder, write_json
 from s2clip.results.visualize import overlay, voc_palette
 from s2clip.version import __version__
@@ -45,7 +46,8 @@ class Result:
     """One segmented picture.
 
     Attributes:
-        segmentation: int64 [H,W], class ids 0..K-1, at the size of the picture after EXIF orientation.
+        segmentation: int64 [H,W], class ids 0..K-1, at the size of the picture after EXIF orientation; 255 (65535 where
+            255 is a class) for pixels under a threshold without background.
         confidence: float [H,W] in [0,1], score of the class given.
         classes: the K names as they were set, synonyms included ("house; hut").
         background: id that pixels under the threshold were given, or None.
@@ -90,6 +92,40 @@ class Result:
         known = labels[(labels >= 0) & (labels < len(self.classes))]
         counts = torch.bincount(known, minlength=len(self.classes))
         return {name: count / max(labels.numel(), 1) for name, count in zip(self.classes, counts.tolist(), strict=True)}
+
+    def __repr__(self) -> str:
+        height, width = self.segmentation.shape
+        present = sorted(((share, name) for name, share in self.shares.items() if share), reverse=True)
+        shown = first_few([f"{name.split(';')[0].strip()} {100 * share:.0f} %" for share, name in present], 6)
+        return f"Result({self.source or 'picture'}, {width}x{height}: {shown or 'no class'})"
+
+    def overlay(self, **options: Any) -> Image.Image:
+        """The picture tinted by class, with a legend; `options` as of `s2clip.results.visualize.overlay`.
+
+        Of a result without image the colours of the classes alone.
+        """
+        if self.image is None:
+            blank = torch.full((3, *self.segmentation.shape), 255, dtype=torch.uint8)
+            return overlay(blank, self.segmentation, self.classes, **{"opacity": 1.0, **options})
+        return overlay(self.image, self.segmentation, self.classes, **options)
+
+    def show(self, **options: Any) -> None:
+        """Show the overlay: in the notebook where this runs in one, else in the desktop's viewer of pictures.
+
+        Raises OutputError where there is neither.
+        """
+        shown = self.overlay(**options)
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        if hasattr(shell, "kernel"):
+            from IPython.display import display
+
+            display(shown)
+        elif not ImageShow.show(shown, title="s2clip"):
+            raise OutputError("show: no viewer of pictures here; result.overlay().save('overlay.png') writes a file")
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of a result."""
+        return _encoded(self.overlay())
 
     def save(
         self,
