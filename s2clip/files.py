@@ -54,3 +54,9 @@ def writable_folder(folder: str | os.PathLike) -> Path:
             reason = "a file stands where a folder is needed"
         raise OutputError(f"{folder}: cannot write there: {reason}") from None
     return folder
+
+
+def place(path: str | os.PathLike) -> str:
+    """The same for two spellings of one path; links to one file are several pictures, as a Hub snapshot has them."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)

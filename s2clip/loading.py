@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from s2clip import memory
@@ -60,7 +61,12 @@ def load_parts(
     if max_memory is not None:
         max_memory = memory.parse_size(max_memory)
 
+    weights = options["weights"]
+    if weights not in ("pretrained", "random") and not Path(weights).is_file():
+        reject("weights", "'pretrained', 'random' or a file", repr(str(weights)))
     clip = load_clip(model, **options)
+    if weights != "random":
+        options = {**options, "weights": "pretrained"}  # a file is of one model, the CLIP
     features = load_vfm(vfm, **options) if method.uses_vfm else None
     own_sam = own_diffusion = refiner = None
     automatic = resolve_automatic(sam, region_options)
@@ -82,7 +88,7 @@ def load_parts(
         reject("cuda_graphs", "False without a CUDA device", True)
     if compile:
         _compile_blocks(clip, features)
-    keep_text = options["weights"] != "random" and (model != "tiny" if text_cache is None else text_cache)
+    keep_text = weights != "random" and (model != "tiny" if text_cache is None else text_cache)
     return {
         "clip": clip,
         "vfm": features,
@@ -102,6 +108,10 @@ def _adapted(method: Method, model: str, geometry: Mapping[str, int | None], fie
     if model in RECIPES:
         method = RECIPES[model].adapt(method)
     given = {name: value or None for name, value in geometry.items() if value is not None}
+    if geometry.get("stride") == 0:
+        reject("stride", "at least 1 (pixels)", 0)
+    if given.get("crop") and given["crop"] > 0 and geometry.get("stride") is None and given["crop"] < method.stride:
+        reject("crop", f"at least the stride, {method.stride}, or a stride with it", given["crop"])
     return get_method(method, **given, **fields)
 
 

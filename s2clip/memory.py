@@ -46,6 +46,9 @@ def parse_size(size: str | int) -> int:
     """ "8GB" (10^9 bytes), "7.5GiB" (2^30), "500MB" or a number of bytes → bytes. Raises ValueError."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
+    if isinstance(size, str) and re.fullmatch(r"\s*\d{1,5}(\.\d+)?\s*", size):
+        hint = f"{size.strip()} bytes hold no model: write {size.strip()}GB, or MB"
+        reject("max_memory", 'a size such as "8GB" or "7.5GiB"', f"{size!r}; {hint}")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(size).upper())
     if not isinstance(size, str) or match is None or match[2] not in UNITS or not float(match[1]):
         reject("max_memory", 'a size such as "8GB" or "7.5GiB"', repr(size))

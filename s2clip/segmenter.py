@@ -102,7 +102,7 @@ class Segmenter(Predictor):
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
             text_cache: keep word vectors in the folder s2clip-text beside the weights, where later processes find them;
                 None: unless the model is "tiny", which is as fast as a disk. Never for random weights.
-            weights: "pretrained", or "random": results without meaning, for tests and timing.
+            weights: "pretrained"; a file for the CLIP; or "random": results without meaning, for tests and timing.
             short_side, crop, stride: pixels, instead of the method's own; 0: native size, whole picture. A model
                 trained at another size brings its own (`s2clip.methods.RECIPES`) in place of the method's; what is
                 given here replaces both.

@@ -1,6 +1,9 @@
-"""What counts as a number in a setting (True is none, though Python takes it for 1), and as no class in a map."""
+"""What counts as a number in a setting (True is none, though Python takes it for 1), and small facts of values."""
 
+import json
 import math
+from collections.abc import Collection, Iterator
+from typing import Any
 
 
 def is_real(value: object) -> bool:
@@ -16,3 +19,18 @@ def is_whole(value: object) -> bool:
 def ignored_id(classes: int) -> int:
     """The id of pixels that belong to none of so many classes: 255, or 65535 where 255 is a class."""
     return 255 if classes <= 255 else 65535
+
+
+def differences(there: Any, here: Any, free: Collection[str] = (), name: str = "") -> Iterator[str]:
+    """ "method.tau is 1.0 there and 2.0 now" for every JSON value that is not the same; `free` keys may differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys([*there, *here]):
+            if key not in free:
+                yield from differences(there.get(key), here.get(key), free, f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} is {_short(there)} there and {_short(here)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."

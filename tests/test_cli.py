@@ -15,6 +15,7 @@ from PIL import Image
 from s2clip import Segmenter, cli, scenes
 from s2clip.cli.demo import DEMO_SCENE
 from s2clip.cli.options import output_options
+from s2clip.files import place
 from s2clip.pictures.inputs import expand
 from s2clip.results.naming import name_outputs
 
@@ -57,6 +58,7 @@ def test_segment_writes_a_label_map_of_the_pictures_size(run, tmp_path):
         "a.overlay.png",
         "a.png",
         "classes.json",
+        "manifest.jsonl",
         "run.json",
     ]
     labels = opened(tmp_path / "out/a.png")
@@ -81,7 +83,8 @@ def test_a_batch_does_the_good_pictures_and_lists_the_bad_ones(run, tmp_path):
     result = run("segment", "photos", "missing.jpg", "empty", "none*.png", "--classes", CLASSES, "--method", "clip")
     assert result.exit_code == 1
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"a.png", "a.overlay.png", "b.png", "b.overlay.png", "classes.json", "run.json"}
+    sidecars = {"classes.json", "run.json", "manifest.jsonl"}
+    assert written == {"a.png", "a.overlay.png", "b.png", "b.overlay.png", *sidecars}
     lines = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert len(lines) == 5
     for name, reason in {
@@ -121,9 +124,9 @@ def test_pictures_of_one_name_get_files_of_their_own(run, tmp_path):
     paint(tmp_path / "two/a.jpg", size=(48, 64))
     result = run("segment", "one/a.png", "two/a.jpg", "one/a.png", "--classes", CLASSES, "--method", "clip")
     assert result.exit_code == 0, result.output
-    assert opened(tmp_path / "out/a.png").size == (64, 40)
-    assert opened(tmp_path / "out/a-2.png").size == (64, 48)
-    assert not (tmp_path / "out/a-3.png").exists()
+    assert opened(tmp_path / "out/one/a.png").size == (64, 40)
+    assert opened(tmp_path / "out/two/a.png").size == (64, 48)
+    assert not (tmp_path / "out/a.png").exists()
     images = json.loads((tmp_path / "out/run.json").read_text())["images"]
     assert [image["source"] for image in images] == ["one/a.png", "two/a.jpg"]
 
@@ -146,8 +149,21 @@ def test_names_that_meet_in_other_ways(tmp_path):
         [str(tmp_path / name) for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg")]
     )
     assert failures == []
-    stems = name_outputs(pictures, tmp_path / "out", ("png", "overlay"))
-    assert stems == ["x", "x.overlay-2", "x-2", "X-3", "x-4"]
+    stems = name_outputs(pictures, tmp_path / "out")
+    assert stems[:3] == ["x.png", "x.overlay.png", "x-2"]
+    assert [stem.split("-")[0] for stem in stems[3:]] == ["X.jpg", "x.jpg"]  # one name where capitals are one
+    assert len({stem.casefold() for stem in stems}) == 5
+    assert name_outputs(pictures[::-1], tmp_path / "out") == stems[::-1]
+
+
+def test_a_picture_keeps_its_name_and_leaves_it_to_no_other(tmp_path):
+    for name in ("one/a.png", "two/a.png", "two/a.jpg"):
+        paint(tmp_path / name, size=(8, 8))
+    first, second, third = (tmp_path / name for name in ("one/a.png", "two/a.png", "two/a.jpg"))
+    known = {place(first): "a"}
+    assert name_outputs([second], tmp_path / "out", known=known) == ["two/a"]
+    assert name_outputs([second, first], tmp_path / "out", known=known) == ["two/a", "a"]
+    assert name_outputs([first, second, third], tmp_path / "out") == ["one/a", "two/a.png", "two/a.jpg"]
 
 
 def test_a_result_never_replaces_a_picture(run, tmp_path):
@@ -195,7 +211,6 @@ def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatc
         (["--classes", "sky", "--method", "magic"], "s2clip, received 'magic'"),
         (["--classes", "sky", "--vfm", "dino-x"], "dino-b8"),
         (["--classes", "sky", "--refine", "magic"], "none"),
-        (["--classes", "sky", "--threshold", "0.5"], "--threshold needs --background"),
         (["--classes", "sky", "--threshold", "2", "--background", "sky"], "threshold"),
         (["--classes", "sky", "--threshold", "0.5", "--background", "tree"], "background"),
         (["--classes", "sky", "--format", "png,gif"], "png, overlay, coco, npz, received 'gif'"),
@@ -204,6 +219,19 @@ def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatc
         (["--classes", "sky", "--device", "toaster"], "--device must be"),
         (["--classes", "sky", "--crop", "-5"], "crop"),
         (["--classes", "sky", "--no-such-option"], "No such option"),
+        (["--classes", "sky", "--crop", "-5"], "--crop: expected"),
+        (["--classes", "sky", "--crop", "1"], "--crop: expected at least the stride"),
+        (["--classes", "sky", "--stride", "0"], "--stride: expected"),
+        (["--classes", "sky", "--stride", "8", "--crop", "0"], "--stride: has no effect"),
+        (["--classes", "sky", "--sam", "sam-tiny"], "--sam: has no effect on s2clip without --refine sam"),
+        (["--classes", "sky", "--vfm", "tiny-dino", "--method", "clip"], "--vfm: has no effect, clip uses no"),
+        (["--classes", "sky, sea", "--background", "sky"], "--background: has no effect without --threshold"),
+        (["--classes", "sky", "--regions", "sam"], "--regions: has no effect, s2clip takes no regions"),
+        (["--classes", "sky", "--method", "clip", "--method", "naclip"], "--method: given 2 times"),
+        (["--classes", "sky", "--method", "slip"], "did you mean 'sclip'"),
+        (["--classes", "sky", "--refine", "sma"], "did you mean 'sam'"),
+        (["--classes", "sky", "--max-memory", "8"], "8 bytes hold no model"),
+        (["--classes", "sky", "--weights", "none.pt"], "--weights: expected 'pretrained', 'random' or a file"),
     ],
 )
 def test_usage_errors(run, tmp_path, arguments, message):
@@ -468,7 +496,10 @@ def test_a_memory_cap(run, tmp_path):
     paint(tmp_path / "a.png")
     command = ("segment", "a.png", "--classes", CLASSES, "--method", "clip", "--max-memory")
     assert run(*command, "8GB").exit_code == 0
-    for size, message in (("much", "max_memory: expected a size such as"), ("1MB", "max_memory: expected more than")):
+    for size, message in (
+        ("much", "--max-memory: expected a size such as"),
+        ("1MB", "--max-memory: expected more than"),
+    ):
         result = run(*command, size)
         assert result.exit_code == 2
         assert message in result.stderr

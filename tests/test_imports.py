@@ -19,7 +19,7 @@ sys.meta_path.insert(0, Blocked())
 def fresh(code: str, folder, *options: str) -> str:
     """What the code prints in a new interpreter; warnings are errors."""
     command = [sys.executable, "-W", "error", *options, "-c", textwrap.dedent(code)]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
 

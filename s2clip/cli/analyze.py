@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2clip.cli.console import check_device, load_segmenter
+from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
 from s2clip.cli.look import features
 from s2clip.cli.options import loading_options, model_options
-from s2clip.cli.program import ListOptions
 from s2clip.cli.report import data_options, reporting
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ analyze.add_command(features)
 SHORT_SIDE = click.option(
     "--short-side", type=int, help="Pixels the shorter side is resized to; default 336 (tiny: 64); 0: native size."
 )
-LAYERS = click.option("--layers", type=int, multiple=True, help="Blocks of CLIP, from 1; default: all of them.")
+LAYERS = numbers_option("--layers", help="Blocks of CLIP, from 1; default: all of them.")
 
 
-@analyze.command(cls=ListOptions)
+@analyze.command(cls=OptionsCommand)
 @LAYERS
 @SHORT_SIDE
 @loading_options
@@ -56,11 +56,9 @@ def entropy(
         report.tell(lines, entropy=rows)
 
 
-@analyze.command(cls=ListOptions)
+@analyze.command(cls=OptionsCommand)
 @LAYERS
-@click.option(
-    "--vfm", "vfms", multiple=True, help="Beside CLIP's layers; default: tiny-dino, sam-tiny, or dino-b8, dinov2-b14."
-)
+@names_option("--vfm", "vfms", help="Beside CLIP's layers; default: tiny-dino, sam-tiny, or dino-b8, dinov2-b14.")
 @click.option("--bins", type=int, help="Of the cosines' histograms; default 262144.")
 @SHORT_SIDE
 @loading_options
@@ -98,8 +96,8 @@ def consistency(
         report.tell(lines, consistency=rows)
 
 
-@analyze.command(cls=ListOptions)
-@click.option("--method", "methods", multiple=True, default=["clip", "s2clip"], show_default=True, help="Side by side.")
+@analyze.command(cls=OptionsCommand)
+@names_option("--method", "methods", default=("clip", "s2clip"), show_default=True, help="Side by side.")
 @click.option("--masks", help="Which class a patch has: predicted, true; default: true where there are label maps.")
 @click.option("--classes", metavar="NAMES", help="As in segment; default: those of the data.")
 @model_options
@@ -141,7 +139,7 @@ def separability(
         report.tell(lines, separability=tables)
 
 
-@analyze.command(cls=ListOptions)
+@analyze.command(cls=OptionsCommand)
 @click.option("--method", default="s2clip", show_default=True)
 @click.option("--refine", default="none", show_default=True, help="As in segment.")
 @click.option("--worst", default=4, show_default=True, help="Pictures to show of each DATA.")

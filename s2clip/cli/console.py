@@ -1,6 +1,7 @@
 """What commands do alike: load models, print, show progress."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """ValueErrors of the block are the user's arguments: exit code 2."""
+    """ValueErrors of the block are the user's arguments, by the names that he gave them: exit code 2."""
     try:
         yield
     except S2ClipError:
         raise
     except ValueError as error:
-        raise ValueFailure(str(error)) from error
+        raise ValueFailure(by_option(str(error))) from error
+
+
+def by_option(message: str) -> str:
+    """ "Method.crop: .." → "--crop: .." where the command has that option."""
+    context = click.get_current_context(silent=True)
+    if context is None or not (found := re.match(r"(?:Method\.)?(\w+)(?=: )", message)):
+        return message
+    for param in context.command.params:
+        name = param.opts[-1] if isinstance(param, click.Option) else ""
+        if name.removeprefix("--").replace("-", "_") == found[1] or (name == "--format" and found[1] == "formats"):
+            return name + message[found.end() :]
+    return message
 
 
 def check_device(device: str | None) -> None:

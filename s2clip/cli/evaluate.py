@@ -8,19 +8,20 @@ import click
 
 from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_predictions
 from s2clip.cli.console import load_segmenter, progress, usage_errors
+from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
-from s2clip.cli.program import ListOptions, ValueFailure
+from s2clip.cli.program import ValueFailure
 from s2clip.evaluation.ranks import parse_shard
 
 SCENES = "scenes"
 SCENES_LIMIT = 200
 
 
-@click.command(cls=ListOptions)
+@click.command(cls=OptionsCommand)
 @click.argument("dataset", metavar="DATASET")
 @click.option("--data", type=click.Path(path_type=Path), help="The data set's folder, or the one that holds it.")
-@click.option("--method", "methods", multiple=True, help="One or several; default: s2clip.")
-@click.option("--refine", "refinements", multiple=True, default=["none"], show_default=True, help="One or several.")
+@names_option("--method", "methods", help="One or several; default: s2clip.")
+@names_option("--refine", "refinements", default=("none",), show_default=True, help="One or several.")
 @click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts.")
 @click.option("--limit", type=int, help=f"The first pictures only; default: all, of the scenes {SCENES_LIMIT}.")
 @click.option("--seed", type=int, help="Which scenes, default: 0; none of them was trained on.")

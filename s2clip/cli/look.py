@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2clip.cli.console import load_segmenter
+from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options
-from s2clip.cli.program import ListOptions
 from s2clip.cli.report import Report, data_options, reporting
 
 if TYPE_CHECKING:
@@ -19,18 +19,18 @@ CLASSES_SHOWN = 4
 TERMS_SHOWN = ("qk", "qq", "kk", "vv")
 
 
-@click.command(cls=ListOptions)
-@click.option("--view", "views", multiple=True, help="Blocks (4), terms (qq, kk@3), backbones (dino-b8), methods.")
+@click.command(cls=OptionsCommand)
+@names_option("--view", "views", help="Blocks (4), terms (qq, kk@3), backbones (dino-b8), methods.")
 @click.option("--patch", metavar="ROW,COL", help="A patch of CLIP's grid: what is like it, in every view.")
 @click.option("--at", metavar="X,Y", help="The same by a pixel of the picture.")
 @click.option("--near", metavar="CLASS", help="The same by the pixel where this class scores highest.")
 @click.option("--attention", is_flag=True, help="What the patch attends to, not its cosines; for views of terms.")
 @click.option("--shared-colours", is_flag=True, help="Principal axes of all pictures together; they are all held.")
-@click.option("--method", "methods", multiple=True, default=["s2clip"], show_default=True, help="Of the heat maps.")
+@names_option("--method", "methods", default=("s2clip",), show_default=True, help="Of the heat maps.")
 @click.option("--stages", "staged", is_flag=True, help="Heat maps before and after each stage of the first --method.")
 @click.option("--refine", default="none", show_default=True, help="As in segment; a last stage of the heat maps.")
 @click.option("--classes", metavar="NAMES", help="As in segment; default: those of the data.")
-@click.option("--show", multiple=True, metavar="CLASS", help="Classes of the heat maps; default: the 4 largest.")
+@names_option("--show", metavar="CLASS", help="Classes of the heat maps; default: the 4 largest.")
 @model_options
 @data_options
 def features(

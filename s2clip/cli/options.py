@@ -26,7 +26,11 @@ _MODELS = {
         "--regions", metavar="DIR|sam", help="Region ids for --method corrclip: PNGs named as the pictures, or SAM's."
     ),
     "device": click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
-    "weights": click.option("--weights", default="pretrained", help="'random': real architecture, meaningless output."),
+    "weights": click.option(
+        "--weights",
+        default="pretrained",
+        help="Of the CLIP: pretrained; a FILE.safetensors or FILE.pt; random, whose output means nothing.",
+    ),
     "cache_dir": click.option(
         "--cache-dir", type=click.Path(path_type=Path), help="Where weights lie or are downloaded to."
     ),

@@ -39,21 +39,3 @@ class Program(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
-
-
-class ListOptions(click.Command):
-    """Options that may be repeated also take several values at once: `--method clip sclip`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread: list[str] = []
-        current, values = None, 0
-        for token in args:
-            if token.startswith("-"):
-                current, values = (token if token in lists else None), 0
-            elif current:
-                if values:
-                    spread.append(current)
-                values += 1
-            spread.append(token)
-        return super().parse_args(ctx, spread)

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from s2clip.cli.console import load_segmenter, progress, say, usage_errors
+from s2clip.cli.effects import refuse_without_effect
+from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import INPUTS_FAILED
 from s2clip.errors import ImageError
@@ -19,59 +21,74 @@ logger = logging.getLogger(__name__)
 MEGAPIXELS = 64.0
 
 
-@click.command()
+@click.command(cls=OptionsCommand)
 @click.argument("sources", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB...")
-@click.option("--classes", metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.')
+@click.option(
+    "--classes", multiple=True, metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.'
+)
 @click.option("--classes-file", type=click.Path(path_type=Path), help="One class per line, # starts a comment.")
 @click.option("--method", default="s2clip", show_default=True, help="clip, maskclip, sclip, clearclip, naclip, ...")
 @click.option("--refine", default="none", show_default=True, help="What sharpens the map: none, sam, sam+sd, trident.")
-@click.option("--threshold", type=float, help="Pixels whose best score is lower become --background.")
-@click.option("--background", metavar="CLASS", help="One of the classes.")
+@click.option("--threshold", type=float, help="Pixels whose best score is lower become --background, else unlabelled.")
+@click.option("--background", metavar="CLASS", help="One of the classes; for --threshold.")
 @click.option("-o", "--output", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder.")
-@click.option("--format", "formats", default="png,overlay", show_default=True, help="Of png, overlay, coco, npz.")
+@names_option("--format", "formats", default=("png", "overlay"), show_default=True, help="Of png, overlay, coco, npz.")
+@click.option("--recursive", is_flag=True, help="Folders with all that is below them; the output keeps their tree.")
+@click.option("--resume", is_flag=True, help="Leave out pictures whose results are in the folder already.")
 @click.option("--max-megapixels", default=MEGAPIXELS, show_default=True, help="Larger pictures are refused unread.")
 @click.option("--max-seconds-per-picture", default=60.0, show_default=True, help="What decodes longer is refused.")
 @model_options
 @output_options
 def segment(
     sources: tuple[str, ...],
-    classes: str | None,
+    classes: tuple[str, ...],
     classes_file: Path | None,
     method: str,
     refine: str,
     threshold: float | None,
     background: str | None,
     output: Path,
-    formats: str,
+    formats: tuple[str, ...],
+    recursive: bool,
+    resume: bool,
     max_megapixels: float,
     max_seconds_per_picture: float,
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
 ) -> None:
-    """Segment pictures by the class names given; write a label map and an overlay of each."""
+    """Segment pictures by the class names given; write a label map and an overlay of each.
+
+    The output folder takes more pictures of the same classes and settings later, and refuses others.
+    """
     from s2clip.files import writable_folder
-    from s2clip.pictures.inputs import expand
+    from s2clip.pictures.inputs import find
     from s2clip.pictures.reading import Failure
+    from s2clip.results.folder import OutputFolder
     from s2clip.results.naming import name_outputs
-    from s2clip.results.result import check_formats, write_classes, write_run
+    from s2clip.results.result import check_formats
+    from s2clip.results.sidecars import written_in
     from s2clip.words.text import vocabulary
 
     with usage_errors():
-        chosen = check_formats([name.strip() for name in formats.split(",")])
+        chosen = check_formats(formats)
         words = vocabulary(_class_names(classes, classes_file))
         background_id = words.find(background)
-        if threshold and background is None:
-            raise ValueError("--threshold needs --background: one of the classes")
+        refuse_without_effect([(method, refine)], model_settings, threshold=threshold, background=background)
         if not 0 < max_megapixels <= 1e6:
             raise ValueError(f"--max-megapixels: expected a number up to 1e6, received {max_megapixels:g}")
         if not 0 < max_seconds_per_picture <= 86_400:
             raise ValueError(
                 f"--max-seconds-per-picture: expected seconds up to a day, received {max_seconds_per_picture:g}"
             )
-        pictures, failures = expand(sources)
-        stems = name_outputs(pictures, output, chosen)
+        found = find(sources, recursive=recursive, output=output, results=written_in)
+        pictures, failures = found.pictures, found.failures
+        folder = OutputFolder(output)
+        stems = name_outputs(pictures, output, names=found.names, known=folder.stems)
+    for line in found.skipped:
+        say(line, err=True)
     done: list[dict[str, Any]] = []
+    asked = len(pictures)
     if pictures:
         writable_folder(output)
         limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
@@ -79,25 +96,36 @@ def segment(
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
             segmenter.set_classes(words.classes, background=background_id)
-        results = segmenter.stream(pictures, on_error="record")
+        folder.settle(segmenter.settings, segmenter.classes, background_id)
+        todo = [
+            (picture, stem)
+            for picture, stem in zip(pictures, stems, strict=True)
+            if not (resume and folder.has(picture, chosen))
+        ]
+        if len(todo) < asked:
+            say(f"{asked - len(todo)} of {asked} pictures were done before", err=True)
+        results = segmenter.stream([picture for picture, _ in todo], on_error="record")
         try:
-            for picture, stem in progress(list(zip(pictures, stems, strict=True)), show_progress):
+            for picture, stem in progress(todo, show_progress):
                 try:
                     result = next(results)
                     if isinstance(result, Failure):
                         raise result.error
-                    done.append(result.record(result.save(output, chosen, stem=stem, sidecars=False)))
+                    record = result.record(result.save(output, chosen, stem=stem, sidecars=False))
+                    folder.add(picture, stem, record)
+                    done.append(record)
                 except Exception as error:  # none of one picture's errors ends the others
                     logger.info("%s", picture, exc_info=True)
                     failures.append((str(picture), _one_line(error, str(picture))))
                     continue
-                if not as_json:
+                if not as_json and show_progress:
                     say(_summary(done[-1]))
+        except KeyboardInterrupt:
+            say(f"{asked - len(todo) + len(done)} of {asked} pictures are done; --resume does the others", err=True)
+            raise
         finally:
             results.close()
-            if done:
-                write_classes(output, segmenter.classes, background_id)
-                write_run(output, segmenter.settings, done, failed=_failed(failures))
+            folder.finish(_failed(failures))
     if as_json:
         say(json.dumps({"images": done, "failed": _failed(failures)}, allow_nan=False))
     for source, reason in failures:
@@ -107,11 +135,11 @@ def segment(
         sys.exit(INPUTS_FAILED)
 
 
-def _class_names(classes: str | None, classes_file: Path | None) -> str | list[str]:
-    if (classes is None) == (classes_file is None):
+def _class_names(classes: Sequence[str], classes_file: Path | None) -> str | list[str]:
+    if (not classes) == (classes_file is None):
         raise ValueError("give the classes by --classes or by --classes-file")
-    if classes is not None:
-        return classes
+    if classes:
+        return ", ".join(classes)
     from s2clip.words.text import read_classes
 
     try:

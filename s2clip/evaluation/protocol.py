@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from s2clip.evaluation.metrics import IGNORE
 from s2clip.evaluation.records import FOLDER
 from s2clip.files import write_json
 from s2clip.results.result import versions
+from s2clip.values import differences
 
 FILE = "protocol.json"
 FREE = ("root",)  # where the data lie may change between runs
@@ -71,7 +72,7 @@ def settle(folder: Path, protocol: Mapping[str, Any]) -> None:
 
 def compare(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """`OutputError` naming the settings that differ between the protocol in `folder` and this one."""
-    differing = list(_differences(there, json.loads(json.dumps(here))))
+    differing = list(differences(there, json.loads(json.dumps(here)), FREE))
     if differing:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise OutputError(
@@ -89,17 +90,3 @@ def load(folder: Path) -> dict[str, Any]:
         raise OutputError(f"{folder}: no result folder, {FILE} is missing") from None
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read: {error}; remove the folder and evaluate again") from None
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in dict.fromkeys([*there, *here]):
-            if key not in FREE:
-                yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-    elif there != here:
-        yield f"{name} is {_short(there)} there and {_short(here)} now"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:37]}..."

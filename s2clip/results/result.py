@@ -10,6 +10,7 @@ Files of a picture named STEM:
     classes.json       names and colours of the ids;   run.json   settings, versions, weight hashes, timings
 """
 
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
 from s2clip.files import whole_file, writable_folder, write_json
+from s2clip.results.sidecars import check_same, identity, read_identity, read_images
 from s2clip.results.visualize import overlay, voc_palette
 from s2clip.version import __version__
 
@@ -140,11 +142,12 @@ class Result:
         Args:
             formats: of "png", "overlay", "coco" (needs the extra `coco`), "npz".
             stem: name of the files; default the source's own, else "result".
-            sidecars: also write classes.json and run.json, which describe the last picture saved into the folder.
+            sidecars: also write classes.json and run.json, which describe all pictures saved into the folder.
 
         Raises:
             ValueError: unknown format; overlay of a result without image; a file that would replace the source.
-            OutputError: the folder cannot be written, or pycocotools is not installed.
+            OutputError: the folder cannot be written, holds results of other classes or settings that would stay
+                there, or pycocotools is not installed.
         """
         formats = check_formats(formats)
         stem = stem or (Path(self.source).stem if self.source else "result")
@@ -154,14 +157,22 @@ class Result:
         for path in paths.values():
             if self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source):
                 raise ValueError(f"folder: {path} is the picture itself; choose another folder or stem")
-        writable_folder(folder)
+        folder = writable_folder(folder)
+        if sidecars:
+            common = identity(self.settings, self.classes, self.background)
+            check_same(folder, common, [os.path.realpath(path) for path in paths.values()])
+        for parent in {path.parent for path in paths.values()} - {folder}:
+            writable_folder(parent)
         for name, path in paths.items():
             content = getattr(self, f"_{name}_bytes")()
             with whole_file(path) as handle:
                 handle.write(content)
         if sidecars:
+            record = self.record(paths)
+            others = read_images(folder) if read_identity(folder) == common else []
             write_classes(folder, self.classes, self.background)
-            write_run(folder, self.settings, [self.record(paths)])
+            others = [one for one in others if one.get("files") != record["files"]]
+            write_run(folder, self.settings, [*others, record])
         return paths
 
     def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""A folder of results that belong together: one list of classes, one set of settings, a line of the manifest a picture.
+
+    classes.json, run.json   written before the first picture, and once more when all are done
+    manifest.jsonl           a line for each picture whose files are there, on the disk before the next one begins
+
+A run that is killed loses what was in flight, and nothing that it left is wrong. A later run with the same classes and
+settings adds to the folder; one with others is refused.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2clip.errors import OutputError
+from s2clip.files import place
+from s2clip.results import sidecars
+from s2clip.results.result import write_classes, write_run
+
+
+class OutputFolder:
+    """What a folder holds of earlier runs, and what this one adds to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records = {record["path"]: record for record in sidecars.read_manifest(path) if "path" in record}
+        self._settings: Mapping[str, Any] = {}
+        self._digest = ""
+
+    @property
+    def stems(self) -> dict[str, str]:
+        """Place → stem of the pictures that have results here."""
+        return {path: record["stem"] for path, record in self.records.items()}
+
+    def settle(self, settings: Mapping[str, Any], classes: Sequence[str], background: int | None) -> None:
+        """Say beside the results to come what they are, or refuse the folder (`OutputError` naming what differs)."""
+        common = sidecars.identity(settings, classes, background)
+        sidecars.check_same(self.path, common)
+        self._settings, self._digest = settings, sidecars.digest(common)
+        write_classes(self.path, classes, background)
+        self.finish([])
+
+    def has(self, picture: Path, formats: Iterable[str]) -> bool:
+        """Whether the picture's files of these formats are there, whole, made of the file that it still is."""
+        record = self.records.get(place(picture))
+        if record is None or record.get("settings_sha256") != self._digest:
+            return False
+        try:
+            state = _state(picture)
+            whole = all(os.path.getsize(self.path / name) == size for name, size in record["bytes"].items())
+        except OSError:
+            return False
+        return whole and state == record["source_state"] and set(formats) <= record["files"].keys()
+
+    def add(self, picture: Path, stem: str, record: Mapping[str, Any]) -> None:
+        """The files of `record` are written: put its line on the disk."""
+        path = place(picture)
+        before = self.records.get(path, {})
+        files, sizes = dict(record["files"]), {}
+        if before.get("source_state") == _state(picture) and before.get("settings_sha256") == self._digest:
+            files, sizes = before["files"] | files, dict(before["bytes"])
+        sizes |= {
+            os.path.relpath(file, self.path): os.path.getsize(file)
+            for file in record["files"].values()
+            if os.path.isfile(file)
+        }
+        line = {**record, "files": files, "path": path, "stem": stem, "source_state": _state(picture), "bytes": sizes}
+        line["settings_sha256"] = self._digest
+        self.records[path] = line
+        _append(self.path / sidecars.MANIFEST, line)
+
+    def finish(self, failed: Sequence[Mapping[str, str]]) -> None:
+        """run.json: all pictures of the folder, those of earlier runs too, and what failed in this one."""
+        own = ("path", "stem", "source_state", "bytes", "settings_sha256")
+        images = [{key: value for key, value in one.items() if key not in own} for one in self.records.values()]
+        known = {image.get("source") for image in images}
+        earlier = [one for one in sidecars.read_images(self.path) if one.get("source") not in known]
+        write_run(self.path, self._settings, [*earlier, *images], settings_sha256=self._digest, failed=list(failed))
+
+
+def _state(picture: Path) -> list[int]:
+    """[bytes, nanoseconds of the last change]: a picture that was edited since is another one."""
+    found = os.stat(picture)
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    """A line that a killed run left half-written is ended first: it stays unreadable, and only that one."""
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    try:
+        with open(path, "ab+") as handle:
+            if handle.tell():
+                handle.seek(-1, os.SEEK_END)
+                line = line if handle.read(1) == b"\n" else b"\n" + line
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None
