@@ -107,6 +107,14 @@ def test_trident_has_its_extension_and_its_refinement_by_data_set():
     assert Refinement(**options["refine_options"]).minimal_area == 225
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_published_rows_are_the_published_computation(dataset):
+    for refine in ("sam", "trident"):
+        assert preset("trident", dataset).options("ViT-B-16", refine)["refine_options"]["faithful"]
+        assert "faithful" not in preset("s2clip", dataset).options("ViT-B-16", refine)["refine_options"]
+    assert preset("corrclip", dataset).resolve("MetaCLIP-B-16").extension.faithful
+
+
 def test_the_tiny_model_keeps_its_windows_models_and_areas():
     chosen = preset("trident", "voc21")
     options = chosen.options("tiny", "sam")

@@ -51,8 +51,11 @@ def alike(vectors, distance):
     return groups
 
 
-def dense_corrclip(clip, vfm, image, ids, *, bare=0, distance=0.2, sharpness=4.0, depth=2, weights=(1.0, 0.5)):
-    """z [M,C], not normalised; bare: the id that is no region."""
+def dense_corrclip(
+    clip, vfm, image, ids, *, bare=0, distance=0.2, sharpness=4.0, depth=2, weights=(1.0, 0.5), around=False
+):
+    """z [M,C], not normalised; bare: the id that is no region; around: a cell has the token of the CLIP patch around
+    it."""
     g = query_plus_key(vfm, image)
     similarity = cosine_matrix(g)
     own = patches_of(ids, FINE)
@@ -91,6 +94,9 @@ def dense_corrclip(clip, vfm, image, ids, *, bare=0, distance=0.2, sharpness=4.0
         scores = [score.masked_fill(~mask, -math.inf) for score in block.scores(x, "q", "k")]
         x = x + block.mix(x, [torch.softmax(score, 1) for score in scores])
         x = x + block.ffn(x)
+    if around:
+        down, right = FINE[0] // GRID[0], FINE[1] // GRID[1]
+        own = [coarse[y // down * GRID[1] + z // right] for y in range(FINE[0]) for z in range(FINE[1])]
     semantic = torch.stack([x[tokens.index(name)] for name in own])
 
     layers = len(clip.blocks)
@@ -145,14 +151,16 @@ def test_is_the_restatement(ids, distance):
     torch.testing.assert_close(actual.flatten(1).T, expected, rtol=0, atol=1e-5)
 
 
-def test_faithful_takes_the_smallest_id_for_no_region():
+def test_faithful_takes_the_smallest_id_for_no_region_and_tokens_from_clips_grid():
     """B-28: of ids 3.. the smallest is a region, and published as none."""
     image, ids = picture(*SIZE).double() / 255, IDS["no gap"]
     clip, vfm = small_clip().double(), small_vfm(patch=VFM_PATCH).double()
     actual = maps_of(CorrClip(faithful=True), image[None], ids[None], clip, vfm)[0]
     with torch.inference_mode():
-        expected = dense_corrclip(clip, vfm, image, ids, bare=3)
+        expected = dense_corrclip(clip, vfm, image, ids, bare=3, around=True)
+        own_patch = dense_corrclip(clip, vfm, image, ids, bare=3)
     torch.testing.assert_close(actual.flatten(1).T, expected, rtol=0, atol=1e-5)
+    assert (expected - own_patch).abs().max() > 1e-3
     assert (actual - maps_of(CorrClip(), image[None], ids[None], clip, vfm)[0]).abs().max() > 1e-3
 
 

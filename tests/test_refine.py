@@ -221,6 +221,42 @@ def test_failed_regions_go_back_to_the_coarse_map_unless_faithful(model, refine,
     assert not run(model, [one], refine, faithful=True)[0].labels.any() if refine == "sam" else True
 
 
+class TestRoundedPicture:
+    """SAM saw a picture of 37x20 resized to 48x32, as Trident makes it."""
+
+    size, rounded = (37, 20), (48, 32)
+
+    def refined(self, refine, **options):
+        one = (embedding(self.rounded, 2)._replace(made_from=self.rounded), *scene(self.size, 2))
+        return run(exact_sam(seed=2), [one], refine, sam_iou_threshold=-1e6, **options)[0]
+
+    @pytest.mark.parametrize("faithful", [False, True])
+    def test_all_at_once_is_the_published_way(self, faithful):
+        ours, published = (self.refined(name, faithful=faithful) for name in ("sam", "trident"))
+        assert len(ours.accepted)
+        assert_equal(ours, published)
+
+    @pytest.mark.parametrize("faithful", [False, True])
+    def test_the_mask_prompt_is_sized_by_the_picture_itself_where_faithful(self, faithful, monkeypatch):
+        seen, original = [], sam.make_prompts
+        monkeypatch.setattr(sam, "make_prompts", lambda *args, **more: seen.append(original(*args, **more)) or seen[-1])
+        self.refined("sam", faithful=faithful)
+        side = 32
+        columns = seen[0].masks.amax((0, 1)).nonzero().amax() + 1
+        assert columns == input_size(self.size if faithful else self.rounded, side)[1]
+
+    def test_masks_are_resized_to_the_rounded_size_and_then_to_the_picture(self):
+        logits, frame = normal(3, 32, 32, seed=4), 64
+        inner = input_size(self.rounded, frame)
+        largest = sam.largest_at_size(logits, [2, 1], inner, frame, self.rounded, self.size)
+        assert largest.shape == (2, 37, 37)
+        assert (largest[..., 20:] == sam.NEVER).all()
+        for row, some in zip(largest, (logits[:2], logits[2:]), strict=True):
+            full = F.interpolate(some[None], (frame, frame), mode="bilinear")[..., : inner[0], : inner[1]]
+            twice = F.interpolate(F.interpolate(full, self.rounded, mode="bilinear"), self.size, mode="bilinear")
+            torch.testing.assert_close(row[:, :20], twice[0].amax(0))
+
+
 def test_nothing_accepted_keeps_the_coarse_map(model):
     one = (embedding((50, 71), 0), *scene((50, 71), 0))
     refined = run(model, [one], sam_iou_threshold=1e6)[0]

@@ -65,7 +65,8 @@ class CorrClip(Extension):
     correct_map: bool = True
     """Every region gets the label that most of its pixels have."""
     faithful: bool = False
-    """The smallest id of a window, and of the picture, is what no mask covers (B-28 of the ledger)."""
+    """The published code: the smallest id of a window, and of the picture, is what no mask covers (B-28 of the ledger),
+    and a patch gets the token of the region of the CLIP patch around it, where ours is of its own."""
 
     needs_vfm: ClassVar[bool] = True
     needs_regions: ClassVar[bool] = True
@@ -112,7 +113,8 @@ class CorrClip(Extension):
             value = F.interpolate(torch.cat(both, 1), size, mode="bilinear", align_corners=False).flatten(2).mT
             main, spatial = correlate(unit, regions, value, self.sharpness).chunk(2, -1)
         with watch("head"):
-            semantic = clip.head(tokens).gather(1, regions.ids[:, :, None].expand(-1, -1, clip.embed_dim))
+            own = clip_regions(regions.ids, size, grid) if self.faithful else regions.ids
+            semantic = clip.head(tokens).gather(1, own[:, :, None].expand(-1, -1, clip.embed_dim))
             joint = clip.head(main) + self.spatial_weight * clip.head(spatial) + self.semantic_weight * semantic
         return WindowFeatures(joint.mT.unflatten(2, size), joint=True)
 
@@ -208,6 +210,11 @@ def run_with_regions(
         tokens = tokens + clip.project_attention(torch.cat([usual, own], 2), index)
         tokens = tokens + clip.feed_forward(tokens, index)
     return states, tokens[:, count:], grid
+
+
+def clip_regions(ids: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Ids [n,M] on the VFM's grid `size`, read on CLIP's and enlarged again, both by nearest."""
+    return nearest(nearest(ids.unflatten(1, size), grid), size).flatten(1)
 
 
 def correlate(unit: Tensor, regions: WindowRegions, value: Tensor, sharpness: float) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def refine(
             source = published_scores(scores[image], size) if settings.faithful else scores[image]
             found.append((find_regions(coarse, source, settings), source))
         with watch("prompts"):
-            seen = embeddings[image].made_from or size
+            seen = size if settings.faithful else embeddings[image].made_from or size
             prompts.append(make_prompts(*found[-1], seen, frame, side, settings, image_index=image))
     with watch("decoder"):
         together = _together(prompts)
@@ -59,7 +60,8 @@ def refine(
         for (regions, source), embedding, coarse, own_logits, own_iou, own_accepted in zip(
             found, embeddings, labels, *split, strict=True
         ):
-            merged, score = merge(coarse, regions, source, own_logits, embedding.input_size, frame)
+            through = embedding.made_from if settings.faithful else None
+            merged, score = merge(coarse, regions, source, own_logits, embedding.input_size, frame, through)
             if not settings.faithful:
                 stays = in_failed(regions, own_accepted, coarse.shape)
                 merged, score = torch.where(stays, coarse, merged), score.masked_fill(stays, 0)
@@ -88,11 +90,17 @@ def merge(
     logits: Tensor,
     input_size: tuple[int, int],
     frame: int,
+    through: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ops.merge_masks` of all logits [R,m,m] over a few classes at a time: (labels [H,W], score [H,W]).
 
     A later group wins where its Q is larger, so that the first class wins ties as it would in one call.
+    through: a size that masks are resized to before they are resized to the picture's.
     """
+    size, counts = (coarse.shape[0], coarse.shape[1]), regions.counts
+    if through is not None and through != size:
+        logits = largest_at_size(logits, counts, input_size, frame, through, size)
+        counts, input_size, frame = (1,) * len(counts), size, max(size)
     best = torch.zeros(coarse.shape, device=coarse.device)
     merged = coarse.to(torch.int32, copy=True)  # in place from here: a map of 2048x1024 is 8 MB
     first = 0
@@ -100,7 +108,7 @@ def merge(
         position = {index: row for row, index in enumerate(group)}
         rows = [
             position[index]
-            for index, count in zip(regions.classes, regions.counts, strict=True)
+            for index, count in zip(regions.classes, counts, strict=True)
             if index in position
             for _ in range(count)
         ]
@@ -125,6 +133,28 @@ def merge(
         torch.where(better, quality, best, out=best)  # not the maximum: NaN never wins
         del labels, score, quality, better  # 18 MB that the making of the next planes can use
     return merged, best
+
+
+def largest_at_size(
+    logits: Tensor,
+    counts: Sequence[int],
+    input_size: tuple[int, int],
+    frame: int,
+    through: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """[R,m,m], `counts` of each class → [n,S,S], S = max(H,W): X_c = max of a class's logits at (H,W), right and below
+    `NEVER`. Resized to the frame, cut to `input_size`, resized `through` a size and to (H,W): what Trident's predictor,
+    which was given a resized picture, and its refinement do one after the other."""
+    largest = logits.new_full((len(counts), max(size), max(size)), NEVER)
+    for own, some in zip(largest, logits.split(list(counts)), strict=True):
+        for one in some:  # a class of many regions would hold as many full maps
+            padded = F.interpolate(one[None, None], (frame, frame), mode="bilinear", align_corners=False)
+            valid = padded[..., : input_size[0], : input_size[1]]
+            resized = F.interpolate(valid, through, mode="bilinear", align_corners=False)
+            resized = F.interpolate(resized, size, mode="bilinear", align_corners=False)[0, 0]
+            torch.maximum(own[: size[0], : size[1]], resized, out=own[: size[0], : size[1]])
+    return largest
 
 
 def in_failed(regions: Regions, accepted: Tensor, size: Sequence[int]) -> Tensor:

@@ -34,9 +34,9 @@ class Refinement:
     split_last: bool = True
     """False: the last class is no prompt."""
     faithful: bool = False
-    """The published quirks: the mask prompt as a 3-D tensor, which SAM normalises along image rows (B-23); failed
-    regions that change no label (B-24); boxes scaled by the half picture's own frame; scores made at full size first.
-    """
+    """Trident's code: the mask prompt as a 3-D tensor, which SAM normalises along image rows (B-23); failed regions
+    that change no label (B-24); boxes scaled by the half picture's own frame; scores made at full size first; the mask
+    prompt sized by the picture as it is, and masks resized twice, where SAM saw it rounded to CLIP's patches."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

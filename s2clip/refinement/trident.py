@@ -101,7 +101,7 @@ def _refine_one(
         if not len(regions):
             continue
         with watch("prompts"):
-            seen = embedding.made_from or size
+            seen = size if settings.faithful else embedding.made_from or size
             height, width = input_size(half if settings.faithful else seen, frame)
             factor = torch.tensor([width / half[1], height / half[0]])
             inner = input_size(seen, side)
@@ -126,6 +126,8 @@ def _refine_one(
             if accepted.any():
                 padded = F.interpolate(logits[accepted], (frame, frame), mode="bilinear", align_corners=False)
                 valid = padded[..., : embedding.input_size[0], : embedding.input_size[1]]
+                if settings.faithful and embedding.made_from:
+                    valid = F.interpolate(valid, embedding.made_from, mode="bilinear", align_corners=False)
                 upsampled = F.interpolate(valid, size, mode="bilinear", align_corners=False)[:, 0]
                 union = (upsampled > 0).any(0)
                 quality[index] = union * full[index] * upsampled.sigmoid().amax(0)
