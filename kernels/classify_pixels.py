@@ -15,17 +15,14 @@ read back about four times by the published chain. Written: 8 bytes per pixel.
 fp16, bf16, fp32; arithmetic in fp32. One program owns its pixels: no atomics, bitwise the same each run.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps, launcher
+from s2clip.kernels.tiles import LOG2E, architecture, bilinear, bilinear_taps, launcher
 
-LOG2E = 1.4426950408889634
 # Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
 SIZES = ("words", "rows", "columns", "height", "width")
 
@@ -175,7 +172,7 @@ def launch(
         columns,
         height,
         width,
-        scale * LOG2E,
+        scale * LOG2E.value,
         float(threshold),
         background,
         BLOCK=block,
@@ -211,39 +208,10 @@ def launch_scores(
         columns,
         height,
         width,
-        scale * LOG2E,
+        scale * LOG2E.value,
         BLOCK=block,
         num_warps=warps,
         num_stages=1,
         enable_fp_fusion=False,
     )
     return scores
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Every configuration shipped for `arch`."""
-    sizes = dict.fromkeys(SIZES, "i32")
-    floats = {"scale_log2e": "fp32"}
-    for pointer in ("*fp16", "*bf16", "*fp32"):
-        decided = {"class_index": "*i64", "labels": "*i32", "confidence": "*fp32"}
-        block, warps = configuration(arch, scores=False)
-        yield Case(
-            _classify_pixels_kernel,
-            pointer[1:],
-            {"logits": pointer, **decided, **sizes, **floats, "threshold": "fp32", "background": "i32"},
-            {"BLOCK": block},
-            num_warps=warps,
-            num_stages=1,
-            enable_fp_fusion=False,
-        )
-        listed = {"word_order": "*i64", "class_start": "*i32", "scores": pointer}
-        block, warps = configuration(arch, scores=True)
-        yield Case(
-            _class_scores_kernel,
-            pointer[1:],
-            {"logits": pointer, **listed, **sizes, **floats, "classes": "i32"},
-            {"BLOCK": block},
-            num_warps=warps,
-            num_stages=1,
-            enable_fp_fusion=False,
-        )

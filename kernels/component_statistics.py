@@ -18,15 +18,13 @@ equals.
 Atomics are relaxed and their results unused (RED instructions); the kernel boundary orders them before the reader.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.connected_components import case, dense, launch_options, strip_kernel, strips
-from s2clip.kernels.inspect import Case
+from s2clip.kernels.connected_components import dense, launch_options, strip_kernel, strips
 from s2clip.kernels.tiles import architecture, launcher
 
 LARGEST = tl.constexpr(65_504.0)  # of fp16
@@ -306,14 +304,3 @@ def _measured(labels, count, rows: int, class_map=None, scores=None) -> tuple[to
 def _fixed_point(image_pixels: int) -> int:
     """Bits after the point, so that H·W pixels of magnitude 2¹⁶ fit 63 bits: 29 for 375×500, 25 for 1024×2048."""
     return min(32, 47 - image_pixels.bit_length())
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Every dtype of scores with the class map of the pipeline (int32), others with fp32; and no scores at all."""
-    tiles = configuration(arch)
-    constants = {"ROUNDS": tiles.rounds, "LANES": tiles.measure}
-    for score, class_map in (("fp32", "i32"), ("fp16", "i32"), ("bf16", "i32"), ("fp32", "i64"), ("fp32", "u8")):
-        pointers = {"scores": f"*{score}", "class_map": f"*{class_map}", "state": "*i64"}
-        yield case(_measure_kernel, f"{score} {class_map}", pointers, {"SCORED": True, **constants}, 1)
-    yield case(_measure_kernel, "moments", {"state": "*i64"}, {"SCORED": False, **constants}, 1)
-    yield case(_report_kernel, "any", {"score": "*fp32", "state": "*i64"}, {"LANES": tiles.report}, 1)

@@ -34,7 +34,6 @@ import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.inspect import Case
 from s2clip.kernels.tiles import architecture, launcher
 
 IDS = 2**31 - 2**16  # pixels in one launch: ids are int32, and the last block must not pass 2³¹
@@ -329,35 +328,3 @@ def strips(maps: torch.Tensor) -> Iterator[slice]:
         raise ValueError(f"class_map: expected at most {IDS} pixels per image, received {pixels}")
     images = IDS // max(pixels, 1)
     return (slice(first, first + images) for first in range(0, maps.shape[0], images))
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Class maps as the pipeline makes them (int32), torch.argmax (int64) and datasets (uint8)."""
-    tiles = configuration(arch)
-    for dtype in ("i32", "i64", "u8"):
-        class_map = {"class_map": f"*{dtype}"}
-        signed = {"SIGNED": dtype != "u8", "BLOCK": tiles.block}
-        for ignore in (False, True):
-            name = f"{dtype} ignore" if ignore else dtype
-            yield case(_runs_kernel, name, class_map, {"IGNORE": ignore, **signed}, tiles.warps)
-            for connectivity in (4, 8):
-                neighbours = {"CONNECTIVITY": connectivity, "IGNORE": ignore}
-                blocks = {"BLOCK": tiles.block, "LANES": tiles.merge}
-                yield case(_merge_kernel, f"{name} {connectivity}", class_map, neighbours | blocks, 1)
-    for signed in (False, True):
-        flags = {"SIGNED": signed, "BLOCK": tiles.block}
-        yield case(_relabel_kernel, "signed" if signed else "unsigned", {}, flags, tiles.warps)
-    yield case(_flatten_kernel, "any", {}, {"BLOCK": tiles.block}, 1)
-    yield case(_scan_kernel, "any", {}, {"BLOCK": tiles.scan}, tiles.scan_warps)
-
-
-def case(kernel, name: str, pointers: dict[str, str], constants: dict, num_warps: int) -> Case:
-    """Numbers have their type in the kernel's signature; pointers are to int32 but for those given."""
-    numbers = {tl.int32: "i32", tl.int64: "i64", tl.float32: "fp32"}
-    declared = kernel.fn.__annotations__
-    signature = {
-        argument: numbers.get(declared.get(argument)) or pointers.get(argument, "*i32")
-        for argument in kernel.arg_names
-        if argument not in constants
-    }
-    return Case(kernel, name, signature, constants, **launch_options(num_warps))

@@ -15,8 +15,7 @@ Triton has no local arrays, so a stack frame is spilled registers and nothing el
 spills or asks for more shared memory than its architecture grants (101,376 bytes; 232,448 on sm_90), or when a
 configuration does not compile.
 
-A kernel module takes part by offering `compile_cases(arch) -> Iterable[Case]`; every module of the package is asked,
-but for the three that hold no kernel.
+Which configurations there are is recorded from calls of the launchers themselves (`calls`, `recording`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import importlib
 import json
 import math
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -38,10 +36,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import s2clip.kernels
-
 PATHS = [path for path in (os.environ.get("PYTHONPATH"),) if path]
-WITHOUT_KERNELS = frozenset({"reference", "cpu", "tiles", "inspect"})
 
 
 class Architecture(NamedTuple):
@@ -97,19 +92,36 @@ class Row(NamedTuple):
 
 def operators() -> list[str]:
     """Names of the kernel modules of the package."""
-    names = {module.name for module in pkgutil.iter_modules(s2clip.kernels.__path__)}
-    return sorted(names - WITHOUT_KERNELS)
+    from s2clip.kernels.calls import OPERATORS
+
+    return list(OPERATORS)
 
 
 @functools.cache
 def cases(operator: str, arch: int) -> tuple[Case, ...]:
-    """Every configuration that `operator` ships for `arch`."""
-    module = importlib.import_module(f"s2clip.kernels.{operator}")
-    listed = tuple(module.compile_cases(arch))
-    names = [(case.kernel.__name__, case.name) for case in listed]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{operator}.compile_cases({arch}): names must be unique, received {names}")
-    return listed
+    """Every configuration that `operator` ships for `arch`, under the name of the first call that chose it."""
+    from s2clip.kernels.calls import calls
+    from s2clip.kernels.recording import recorded
+
+    found: dict = {}
+    names: set[tuple[str, str]] = set()
+    for name, call in calls(operator):
+        with recorded(arch) as launches:
+            call()
+        for launch, kernel in launches.items():
+            if launch not in found:
+                unique = name
+                while (launch.kernel, unique) in names:
+                    unique += "'"
+                names.add((launch.kernel, unique))
+                found[launch] = case_of(launch, kernel, unique)
+    return tuple(found.values())
+
+
+def case_of(launch: Any, kernel: Any, name: str) -> Case:
+    options = {name: value for name, value in launch.options if name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    aligned = tuple(argument for argument, kind in launch.specialised if kind == "D")
+    return Case(kernel, name, dict(launch.signature), dict(launch.constants), aligned=aligned, **options)
 
 
 def compile_case(case: Case, arch: int) -> Any:

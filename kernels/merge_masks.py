@@ -18,15 +18,12 @@ fp16, bf16, fp32 in any mixture; arithmetic in fp32. One program owns its pixels
 order: no atomics, bitwise the same each run. Source of the step: Trident (arXiv:2411.09219).
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.inspect import Case
 from s2clip.kernels.tiles import architecture, bilinear, bilinear_taps, launcher
 
 STRIP = 8  # rows of a mask per note of live columns
@@ -263,6 +260,7 @@ def launch(
     chosen = configuration(architecture(device))
     mask_logits, class_index, image_index = (each.contiguous() for each in (mask_logits, class_index, image_index))
     strips = triton.cdiv(side, STRIP)
+    merged_taps = 2 * side <= padded_size
     order, class_of = torch.empty((2, regions), dtype=torch.int32, device=device)
     image_start = torch.empty(batch + 1, dtype=torch.int32, device=device)
     live = torch.empty((regions, strips, 2), dtype=torch.int32, device=device)
@@ -301,44 +299,11 @@ def launch(
         columns,
         *scores.stride(),
         STRIP=STRIP,
-        MERGED=2 * side <= padded_size,
+        MERGED=merged_taps,
         BLOCK_Y=chosen.block_y,
         BLOCK_X=chosen.block_x,
-        num_warps=chosen.warps,
+        num_warps=chosen.warps if merged_taps else 2 * chosen.warps,  # four taps an axis spill 8 bytes otherwise
         num_stages=1,
         enable_fp_fusion=False,  # a tile's outermost taps must be those of its pixels; sums are fma as written
     )
     return merged, quality
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Every configuration shipped for `arch`; labels as `classify_pixels` writes, or as the pipeline hands them on, in
-    int64 and with scores in fp32."""
-    chosen = configuration(arch)
-    survey = {"order": "*i32", "class_of": "*i32", "image_start": "*i32", "live": "*i32"}
-    indices = {"class_index": "*i64", "image_index": "*i64"}
-    sizes = ("side", "strips", "padded", "valid_y", "valid_x", "height", "width", "rows", "columns")
-    strides = ("stride_image", "stride_class", "stride_row", "stride_column")
-    for pointer in ("*fp16", "*bf16", "*fp32"):
-        yield Case(
-            _survey_kernel,
-            pointer[1:],
-            {"mask_logits": pointer, **indices, **survey}
-            | dict.fromkeys(("regions", "side", "strips", "batch", "classes"), "i32"),
-            {"STRIP": STRIP, "STRIPS": chosen.strips, "BLOCK": chosen.survey_block},
-            chosen.survey_warps,
-            1,
-            enable_fp_fusion=False,
-        )
-        for merged, (scores, labels) in itertools.product((True, False), ((pointer, "*i32"), ("*fp32", "*i64"))):
-            yield Case(
-                _merge_kernel,
-                f"{pointer[1:]} {3 if merged else 4} taps, labels {labels[1:]}",
-                {"mask_logits": pointer, "scores": scores, "labels": labels, **survey}
-                | {"merged": "*i32", "quality": "*fp32"}
-                | dict.fromkeys((*sizes, *strides), "i32"),
-                {"STRIP": STRIP, "MERGED": merged, "BLOCK_Y": chosen.block_y, "BLOCK_X": chosen.block_x},
-                chosen.warps,
-                1,
-                enable_fp_fusion=False,
-            )

@@ -18,21 +18,16 @@ softmax and sums in fp32. A row's result depends on its own image and head alone
 Sources: Dao et al., FlashAttention (2022); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 """
 
-# ruff: noqa: RUF005 - device code grows tuples by adding: Triton has no unpacking in displays
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 
-from s2clip.kernels.inspect import Case
-from s2clip.kernels.tiles import architecture, launcher
+from s2clip.kernels.recombined_kernel import SOURCES, recombined_attention_kernel
+from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-3.4028234663852886e38)
-SOURCES = "qkv"
 MAX_BLOCK = 128
 
 
@@ -85,230 +80,6 @@ def split_head(head_dim: int) -> tuple[int, int]:
     return (main, rest) if rest < main else (2 * main, 0)
 
 
-@triton.jit
-def _load_columns(
-    base,
-    token_stride,
-    inside,
-    ROWS: tl.constexpr,
-    FIRST: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """[ROWS, COLUMNS] from column FIRST on; zero outside."""
-    d = FIRST + tl.arange(0, COLUMNS)
-    offset = (tl.arange(0, ROWS) * token_stride)[:, None] + d[None, :]
-    mask = inside[:, None]
-    if FIRST + COLUMNS > HEAD_DIM:
-        mask = mask & (d < HEAD_DIM)[None, :]
-    tile = tl.load(base + offset, mask=mask, other=0.0)
-    if UPCAST:
-        tile = tile.to(tl.float32)
-    return tile
-
-
-@triton.jit
-def _load_tile(
-    base,
-    token_stride,
-    inside,
-    ROWS: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """The pair [ROWS, MAIN], [ROWS, REST]; the second repeats the first, unused, where REST is 0."""
-    main = _load_columns(base, token_stride, inside, ROWS, 0, MAIN, HEAD_DIM, UPCAST)
-    rest = main
-    if REST > 0:
-        rest = _load_columns(base, token_stride, inside, ROWS, MAIN, REST, HEAD_DIM, UPCAST)
-    return main, rest
-
-
-@triton.jit
-def _attend(
-    bases,
-    token_strides,
-    bias,
-    bias_stride,
-    start_m,
-    tokens,
-    scale_log2e,
-    weights,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    TERMS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The weighted sum of the terms for one tile of rows: [BLOCK_M, MAIN] and [BLOCK_M, REST].
-
-    LEFT and RIGHT hold two bits per term: which of the bases is X and which is Y; V is the last.
-    """
-    m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    live = start_m + m < tokens
-    x = ()
-    row_max = ()
-    row_sum = ()
-    main = ()
-    rest = ()
-    for t in tl.static_range(TERMS):
-        stride = token_strides[(LEFT >> 2 * t) & 3]
-        base = bases[(LEFT >> 2 * t) & 3] + start_m.to(tl.int64) * stride
-        x = x + (_load_tile(base, stride, live, BLOCK_M, MAIN, REST, HEAD_DIM, UPCAST),)
-        # A finite start: a row whose first keys are all -inf stays 0 until a finite score comes, and 0/0 if none does.
-        row_max = row_max + (tl.full([BLOCK_M], LOWEST, tl.float32),)
-        row_sum = row_sum + (tl.zeros([BLOCK_M], tl.float32),)
-        main = main + (tl.zeros([BLOCK_M, MAIN], tl.float32),)
-        rest = rest + (tl.zeros([BLOCK_M, REST if REST > 0 else 1], tl.float32),)
-    base_0, base_1, base_2 = bases
-    bias_rows = bias + start_m.to(tl.int64) * bias_stride
-
-    for start_n in range(0, tokens, BLOCK_N):
-        inside = start_n + n < tokens
-        y = (
-            _load_tile(base_0, token_strides[0], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
-            _load_tile(base_1, token_strides[1], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
-            _load_tile(base_2, token_strides[2], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
-        )
-        if HAS_BIAS:
-            offset = (m * bias_stride)[:, None] + (start_n + n)[None, :]
-            shift = tl.load(bias_rows + offset, mask=live[:, None] & inside[None, :], other=float("-inf"))
-            shift = shift.to(tl.float32) * LOG2E
-        else:
-            shift = tl.where(inside, 0.0, float("-inf"))[None, :]
-        new_max = ()
-        new_sum = ()
-        new_main = ()
-        new_rest = ()
-        for t in tl.static_range(TERMS):
-            score = tl.dot(x[t][0], tl.trans(y[(RIGHT >> 2 * t) & 3][0]), input_precision="ieee")
-            if REST > 0:
-                score = tl.dot(x[t][1], tl.trans(y[(RIGHT >> 2 * t) & 3][1]), score, input_precision="ieee")
-            # Adding the mask costs nothing beside the scale; a select would hold 8 predicates and spill at T = 3.
-            score = tl.fma(score, scale_log2e, shift)
-            highest = tl.maximum(row_max[t], tl.max(score, 1))
-            decay = tl.exp2(row_max[t] - highest)
-            p = tl.exp2(score - highest[:, None])
-            new_max = new_max + (highest,)
-            new_sum = new_sum + (tl.fma(row_sum[t], decay, tl.sum(p, 1)),)
-            p = p.to(DTYPE)
-            if UPCAST:
-                p = p.to(tl.float32)
-            new_main = new_main + (tl.dot(p, y[2][0], main[t] * decay[:, None], input_precision="ieee"),)
-            if REST > 0:
-                new_rest = new_rest + (tl.dot(p, y[2][1], rest[t] * decay[:, None], input_precision="ieee"),)
-            else:
-                new_rest = new_rest + (rest[t],)
-        row_max = new_max
-        row_sum = new_sum
-        main = new_main
-        rest = new_rest
-        base_0 += BLOCK_N * token_strides[0]
-        base_1 += BLOCK_N * token_strides[1]
-        base_2 += BLOCK_N * token_strides[2]
-
-    total_main = main[0] * (weights[0] / row_sum[0])[:, None]
-    total_rest = rest[0] * (weights[0] / row_sum[0])[:, None]
-    for t in tl.static_range(1, TERMS):
-        total_main += main[t] * (weights[t] / row_sum[t])[:, None]
-        total_rest += rest[t] * (weights[t] / row_sum[t])[:, None]
-    return total_main, total_rest
-
-
-# Sizes and strides change from image to image: specialising on 1 or on multiples of 16 would compile again and again.
-RUN_TIME = ["tokens", "heads", "bias_stride", *(f"{source}_stride_{axis}" for source in SOURCES for axis in "bhn")]
-
-
-@triton.jit(do_not_specialize=RUN_TIME, do_not_specialize_on_alignment=["bias"])
-def _recombined_attention_kernel(
-    query,
-    key,
-    value,
-    bias,
-    output,
-    tokens,
-    heads,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    bias_stride,
-    scale_log2e,
-    weight_0,
-    weight_1,
-    weight_2,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    TERMS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """One tile of rows of one head."""
-    blocks = tl.cdiv(tokens, BLOCK_M)
-    program = tl.program_id(0)
-    start_m = program % blocks * BLOCK_M
-    head = (program // blocks % heads).to(tl.int64)
-    image = (program // blocks // heads).to(tl.int64)
-    # Strides come in units of 16 bytes: the compiler sees that every row is aligned without compiling for its value.
-    UNIT: tl.constexpr = 128 // value.dtype.element_ty.primitive_bitwidth
-    bases = (
-        query + (image * q_stride_b + head * q_stride_h) * UNIT,
-        key + (image * k_stride_b + head * k_stride_h) * UNIT,
-        value + (image * v_stride_b + head * v_stride_h) * UNIT,
-    )
-    token_strides = (q_stride_n * UNIT, k_stride_n * UNIT, v_stride_n * UNIT)
-    main, rest = _attend(
-        bases,
-        token_strides,
-        bias,
-        bias_stride,
-        start_m,
-        tokens,
-        scale_log2e,
-        (weight_0, weight_1, weight_2),
-        LEFT,
-        RIGHT,
-        TERMS,
-        value.dtype.element_ty,
-        HEAD_DIM,
-        MAIN,
-        REST,
-        HAS_BIAS,
-        UPCAST,
-        BLOCK_M,
-        BLOCK_N,
-    )
-
-    m = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, MAIN)
-    live = (start_m + m < tokens)[:, None]
-    rows = output + ((image * heads + head) * tokens + start_m) * HEAD_DIM + (m * HEAD_DIM)[:, None]
-    tl.store(rows + d[None, :], main.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
-    if REST > 0:
-        d = MAIN + tl.arange(0, REST)
-        tl.store(rows + d[None, :], rest.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
-
-
 @launcher
 def launch(
     query: torch.Tensor,
@@ -349,7 +120,7 @@ def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) 
     main, rest = split_head(head_dim)
     unit = 16 // value.element_size()
     output = torch.empty(value.shape, dtype=dtype, device=value.device)
-    _recombined_attention_kernel[(triton.cdiv(tokens, tiles.block_m) * heads * batch,)](
+    recombined_attention_kernel[(triton.cdiv(tokens, tiles.block_m) * heads * batch,)](
         query,
         key,
         value,
@@ -394,64 +165,3 @@ def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
 def digits(sources: Iterable[str]) -> int:
     """Two bits per term, the first lowest: 0 query, 1 key, 2 value."""
     return sum(SOURCES.index(source) << 2 * term for term, source in enumerate(sources))
-
-
-COMPILED_TERMS = ("qq", "kk", "vv")
-TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Every pass that `launch` chooses at the head sizes that fill the table (64; 80 of ViT-H; 128).
-
-    Smaller heads need no more registers than these. Tests marked slow compile the others.
-    """
-    half = torch.float16
-    for head_dim in (64, 80, 128):
-        rows = [(terms, half, False) for terms in (1, 2, 3)] + [(1, half, True), (1, torch.float32, True)]
-        rows += [(3, torch.bfloat16, False)] if head_dim == 64 else []
-        for terms, dtype, has_bias in rows:
-            if together(arch, terms, head_dim, dtype, has_bias):
-                buckets = [configuration(arch, terms, head_dim, dtype, tokens, has_bias) for tokens in (577, 4097)]
-                for tiles in dict.fromkeys(buckets):
-                    yield compile_case(terms, head_dim, dtype, has_bias, tiles)
-                    if terms == 1 and dtype == half:
-                        yield compile_case(terms, head_dim, dtype, has_bias, tiles, torch.float32)
-
-
-def compile_case(
-    terms: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    has_bias: bool,
-    tiles: Configuration,
-    output: torch.dtype | None = None,
-) -> Case:
-    """What `launch` compiles for aligned inputs."""
-    main, rest = split_head(head_dim)
-    element, written = TRITON_TYPES[dtype], TRITON_TYPES[output or dtype]
-    pointers = dict.fromkeys(("query", "key", "value"), f"*{element}") | dict.fromkeys(
-        ("bias", "output"), f"*{written}"
-    )
-    scalars = dict.fromkeys(("scale_log2e", "weight_0", "weight_1", "weight_2"), "fp32")
-    shape = f"{tiles.block_m}x{tiles.block_n}"
-    names = (f"T{terms} D{head_dim} {element}", "bias" * has_bias, shape, f"to {written}" * (written != element))
-    return Case(
-        kernel=_recombined_attention_kernel,
-        name=" ".join(words for words in names if words),
-        signature={**pointers, **({"bias": "*fp32"} if has_bias else {}), **dict.fromkeys(RUN_TIME, "i32"), **scalars},
-        constants={
-            "LEFT": digits(term[0] for term in COMPILED_TERMS[:terms]),
-            "RIGHT": digits(term[1] for term in COMPILED_TERMS[:terms]),
-            "TERMS": terms,
-            "HEAD_DIM": head_dim,
-            "MAIN": main,
-            "REST": rest,
-            "HAS_BIAS": has_bias,
-            "UPCAST": False,
-            "BLOCK_M": tiles.block_m,
-            "BLOCK_N": tiles.block_n,
-        },
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        aligned=("query", "key", "value", "output"),
-    )

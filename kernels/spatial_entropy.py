@@ -12,14 +12,12 @@ fp16, bf16, fp32; arithmetic in fp32; two-pass variance; fixed order of summatio
 positions, so that token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read along their contiguous axis.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.inspect import Case
 from s2clip.kernels.tiles import architecture, launcher
 
 FIGURES = ("mean", "deviation", "largest", "entropy")
@@ -176,28 +174,3 @@ def launch(features: torch.Tensor) -> torch.Tensor:
         entropy, result, channels, BLOCK=AVERAGE_BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=True
     )
     return result
-
-
-def compile_cases(arch: int) -> Iterator[Case]:
-    """Every configuration shipped for `arch`, for both memory orders."""
-    block_c, block_n, warps = configuration(arch)
-    for pointer in ("*fp16", "*bf16", "*fp32"):
-        for tokens in (False, True):
-            for kernel in (_moments_kernel, _entropy_kernel):
-                kinds = {"features": pointer} | dict.fromkeys(FIGURES, "*fp32")
-                yield Case(
-                    kernel,
-                    f"{pointer[1:]} {'tokens' if tokens else 'maps'}",
-                    {name: kinds.get(name, "i32") for name in RUN_TIME if name in kernel.arg_names},
-                    {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n},
-                    warps,
-                    2,
-                )
-    yield Case(
-        _average_kernel,
-        "fp32",
-        {"entropy": "*fp32", "result": "*fp32", "channels": "i32"},
-        {"BLOCK": AVERAGE_BLOCK},
-        4,
-        1,
-    )

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
 SHIPPED_ARCHITECTURES = (80, 86, 89, 90, 120)
 
 

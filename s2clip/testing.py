@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2clip.kernels import reference
+from s2clip.kernels import precision
 
 # Inputs
 
@@ -116,12 +116,12 @@ def spiral(height: int, width: int) -> Tensor:
 @contextmanager
 def computed_in_own_dtype() -> Iterator[None]:
     """Within, the references do not promote: what torch itself makes of the formula in fp16, bf16 or fp32."""
-    promote = reference._at_least_float32
-    reference._at_least_float32 = lambda dtype: dtype
+    promote = precision.at_least_float32
+    precision.at_least_float32 = lambda dtype: dtype
     try:
         yield
     finally:
-        reference._at_least_float32 = promote
+        precision.at_least_float32 = promote
 
 
 def in_float64(value):

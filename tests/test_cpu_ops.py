@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from s2clip import ops
-from s2clip.kernels import cpu, reference
+from s2clip.kernels import reference
+from s2clip.ops import cpu
 from s2clip.testing import integers, normal, probabilities
 
 SHAPES = {  # side of the masks, padded size, valid area, picture, scores

@@ -67,10 +67,10 @@ def test_ordered_levels_weigh_more():
     noise, ordered = maps_of(2)
     ordered = ordered * 0.01
     ordered[:, 1:3, 2:4] += 5
-    weights = level_scores([noise, ordered], 1.0).softmax(1)
+    weights = level_scores(torch.stack([noise, ordered]), 1.0).softmax(1)
     assert weights.shape == (2, 2)
     assert (weights[:, 1] > weights[:, 0]).all()
-    sharp, flat = (level_scores([noise, ordered], tau).softmax(1)[:, 1] for tau in (0.01, 100.0))
+    sharp, flat = (level_scores(torch.stack([noise, ordered]), tau).softmax(1)[:, 1] for tau in (0.01, 100.0))
     assert (sharp > 0.999).all()
     assert (flat < 0.51).all()
 
@@ -80,7 +80,7 @@ def test_plain_hierarchy_is_the_weighted_sum():
     method = get_method("s2clip", progressive=False)
     weights = scores.softmax(1)
     expected = sum(weights[:, level, None, None, None] * maps[level] for level in range(3))
-    torch.testing.assert_close(hierarchical_tokens(maps, scores, method), expected)
+    torch.testing.assert_close(hierarchical_tokens(torch.stack(maps), scores, method), expected)
 
 
 def test_progressive_levels_see_no_deeper_one():
@@ -92,12 +92,12 @@ def test_progressive_levels_see_no_deeper_one():
         + ops.affinity_attention(maps[:2], maps[1], **smooth)
         + ops.affinity_attention(maps, maps[2], **smooth)
     ) / 3
-    torch.testing.assert_close(hierarchical_tokens(maps, scores, method), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hierarchical_tokens(torch.stack(maps), scores, method), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_level_that_all_but_vanishes_is_no_nan():
     maps, scores = maps_of(3), torch.tensor([[-1e4, 0.0, -1e4], [0.0, -1e4, -1e4]])
-    tokens = hierarchical_tokens(maps, scores, METHODS["s2clip"])
+    tokens = hierarchical_tokens(torch.stack(maps), scores, METHODS["s2clip"])
     assert tokens.isfinite().all()
 
 
@@ -107,7 +107,7 @@ def test_the_affinity_mixes_vfm_and_levels_by_their_shares():
     proxy = torch.randn(2, 8, 14, 5, generator=torch.Generator().manual_seed(9))
     weights = torch.tensor([[0.25, 0.75], [0.6, 0.4]])
     method = get_method("s2clip", vfm_weight=0.3, beta=0.5)
-    actual = aggregate(value, proxy, [level, other], weights, method)
+    actual = aggregate(value, proxy, torch.stack([level, other]), weights, method)
     assert actual.shape == (2, 8, 14, 12)
     for window in range(2):
         similarity = 0

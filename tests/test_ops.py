@@ -25,6 +25,7 @@ from s2clip.testing import integers, layouts, normal, probabilities
 LAUNCHERS = {
     "recombined_attention": "recombined_attention.launch",
     "affinity_attention": "affinity_attention.launch",
+    "progressive_affinity": "affinity_attention.launch_progressive",
     "label_components": "connected_components.launch_label",
     "measure_components": "component_statistics.launch_measure",
     "classify_pixels": "classify_pixels.launch",
@@ -46,6 +47,10 @@ def arguments(op: str, batch: int = 2, side: int = 5) -> tuple:
     return {
         "recombined_attention": lambda: (query, key, value, ["qq", "kv"], [0.5, 0.5], 0.25, None),
         "affinity_attention": lambda: ([grid, grid + 1], grid, torch.full((batch, 2), 0.5), 1.2, 3.0, None),
+        "progressive_affinity": lambda: (
+            *(torch.stack([grid, grid + 1]), torch.stack([grid, grid - 1])),
+            *(normal(batch, 2, seed=4), 1.2, 3.0),
+        ),
         "label_components": lambda: (class_map, 8, 0),
         "measure_components": lambda: (
             *(ops.label_components(class_map)[0], class_map, scores),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s2clip.kernels import reference
+from s2clip.kernels import precision, reference
 from s2clip.testing import assert_labels_equal_by_margin, assert_within_budget, layouts, normal, poison
 
 
@@ -39,12 +39,12 @@ def test_truth_is_computed_in_float64_and_eager_in_the_dtype(attention):
     seen = []
 
     def specification(query):
-        seen.append((query.dtype, reference._at_least_float32(query.dtype)))
+        seen.append((query.dtype, precision.at_least_float32(query.dtype)))
         return query
 
     assert_within_budget(attention[2], specification, attention[2])
     assert seen == [(torch.float64, torch.float64), (torch.float16, torch.float16)]
-    assert reference._at_least_float32(torch.float16) == torch.float32
+    assert precision.at_least_float32(torch.float16) == torch.float32
 
 
 def test_labels_may_differ_where_the_scores_are_close_and_nowhere_else():

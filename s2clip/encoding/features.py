@@ -5,6 +5,7 @@ Formulas: the docstring of `s2clip.methods`. Every window is computed on its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,8 +35,8 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     levels = maps = scores = weights = proxy = None
     if method.uses_levels:
         with watch("levels"):
-            levels = [states[level] for level in method.resolve_levels(len(states))]
-            maps = [level[:, 1:].unflatten(1, grid) for level in levels]
+            levels = torch.stack([states[level] for level in method.resolve_levels(len(states))])  # [S,B,1+N,D]
+            maps = levels[:, :, 1:].unflatten(2, grid)
             scores = level_scores(maps, method.tau)
             weights = scores.softmax(1)
     with watch("recombination"):
@@ -43,7 +44,7 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     if levels is not None and method.mu > 0:
         with watch("levels"):
             patches = hierarchical_tokens(maps, scores, method).flatten(1, 2)
-            cls = sum(weights[:, index, None] * level[:, 0] for index, level in enumerate(levels))
+            cls = (weights.T[..., None] * levels[:, :, 0]).sum(0)
             hierarchy = torch.cat([cls[:, None], patches], 1).to(states[-1].dtype)
         with watch("recombination"):
             features = features + method.mu * recombine(clip, hierarchy, method, grid)
@@ -57,22 +58,20 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     return features.permute(0, 3, 1, 2)
 
 
-def level_scores(maps: list[Tensor], tau: float) -> Tensor:
-    """-H/τ [B,S] of S maps [B,h,w,D], H their spatial entropy. ω is the softmax of it: ordered maps weigh more."""
-    return torch.stack([ops.spatial_entropy(level.permute(0, 3, 1, 2)) for level in maps], 1) / -tau
+def level_scores(maps: Tensor, tau: float) -> Tensor:
+    """-H/τ [B,S] of S maps [S,B,h,w,D], H their spatial entropy. ω is the softmax of it: ordered maps weigh more."""
+    entropy = ops.spatial_entropy(maps.flatten(0, 1).permute(0, 3, 1, 2))
+    return entropy.unflatten(0, maps.shape[:2]).T / -tau
 
 
-def hierarchical_tokens(maps: list[Tensor], scores: Tensor, method: Method) -> Tensor:
-    """M = Σ ω_l T_l, S maps [B,h,w,D] from shallow to deep and their scores [B,S] → [B,h,w,D], in at least fp32.
+def hierarchical_tokens(maps: Tensor, scores: Tensor, method: Method) -> Tensor:
+    """M = Σ ω_l T_l, S maps [S,B,h,w,D] from shallow to deep and their scores [B,S] → [B,h,w,D].
 
     Progressive: T_l is level l smoothed by the affinity of the levels up to it, their weights renormalised. Else X_l.
     """
-    total = 0
-    for level, (value, weight) in enumerate(zip(maps, scores.softmax(1).unbind(1), strict=True), start=1):
-        if method.progressive:
-            value = _affinity(maps[:level], scores[:, :level].softmax(1), value, method)
-        total = total + weight[:, None, None, None] * value
-    return total
+    if method.progressive:
+        return ops.progressive_affinity(maps, maps, scores, beta=method.beta, gamma=method.gamma)
+    return (scores.softmax(1).T[..., None, None, None] * maps).sum(0)
 
 
 def recombine(clip, tokens: Tensor, method: Method, grid: tuple[int, int]) -> Tensor:
@@ -106,25 +105,25 @@ def gaussian_bias(
 
 
 def aggregate(
-    value: Tensor, proxy: Tensor | None, maps: list[Tensor] | None, weights: Tensor | None, method: Method
+    value: Tensor, proxy: Tensor | None, maps: Tensor | None, weights: Tensor | None, method: Method
 ) -> Tensor:
     """Affinity λ·VFM + (1-λ)·Σ ω_l·level_l applied to the value [B,h,w,D] → [B,H,W,D], on the VFM's grid if any.
 
-    proxy [B,H,W,C] or None; maps and weights [B,S] of the levels or None. The levels are resampled to the VFM's grid
-    (bilinear) before their vectors are normalised.
+    proxy [B,H,W,C] or None; maps [S,B,h,w,D] and weights [B,S] of the levels or None. The levels are resampled to the
+    VFM's grid (bilinear) before their vectors are normalised.
     """
     share = method.vfm_weight
     if proxy is None:
-        return _affinity(maps, weights, value, method)
+        return _affinity(maps.unbind(0), weights, value, method)
     if share == 1:
         return _affinity([proxy], torch.ones_like(proxy[:, 0, 0, :1], dtype=torch.float32), value, method)
     size = tuple(proxy.shape[1:3])
-    levels = [level if level.shape[1:3] == size else _resample(level, size) for level in maps]
+    levels = maps if maps.shape[2:4] == size else _resample(maps, size)
     weights = torch.cat([torch.full_like(weights[:, :1], share), weights * (1 - share)], 1)
-    return _affinity([proxy, *levels], weights, value, method)
+    return _affinity([proxy, *levels.unbind(0)], weights, value, method)
 
 
-def _affinity(maps: list[Tensor], weights: Tensor, value: Tensor, method: Method) -> Tensor:
+def _affinity(maps: Sequence[Tensor], weights: Tensor, value: Tensor, method: Method) -> Tensor:
     maps = [features.to(value.dtype) for features in maps]
     return ops.affinity_attention(maps, value, weights=weights, beta=method.beta, gamma=method.gamma)
 
@@ -137,5 +136,8 @@ def enlarge(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
-def _resample(level: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(level.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+def _resample(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """[S,B,h,w,D] to [S,B,*size,D]: all levels in one call, so that they lie evenly in one memory."""
+    flat = levels.flatten(0, 1).permute(0, 3, 1, 2)
+    resized = F.interpolate(flat, size, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1).unflatten(0, levels.shape[:2])

@@ -13,7 +13,7 @@ what was received. Values, unlike shapes, are looked at on the CPU only, because
 up the pipeline: the docstrings say what a kernel does with values it should not have got. There is no backward.
 """
 
-from s2clip.ops.attention import affinity_attention, recombined_attention
+from s2clip.ops.attention import affinity_attention, progressive_affinity, recombined_attention
 from s2clip.ops.components import Components, label_components, measure_components
 from s2clip.ops.drop_in import connected_components_with_stats, get_connected_components
 from s2clip.ops.entropy import spatial_entropy
@@ -29,6 +29,7 @@ __all__ = [
     "label_components",
     "measure_components",
     "merge_masks",
+    "progressive_affinity",
     "recombined_attention",
     "spatial_entropy",
 ]

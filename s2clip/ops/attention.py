@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from s2clip.kernels import cpu
-from s2clip.ops import checks
+from s2clip.ops import checks, cpu
 from s2clip.ops.registry import Op
 
 TERMS = tuple(left + right for left in "qkv" for right in "qkv")
@@ -144,6 +143,64 @@ _affinity_attention = Op(
     fake=lambda features, value, weights, beta, gamma, mean: value.new_empty((*features[0].shape[:3], value.shape[3])),
     body=_weigh_on_cpu,
     on_cpu=cpu.affinity_attention,
+)
+
+
+def progressive_affinity(
+    features: Tensor | Sequence[Tensor],
+    values: Tensor | Sequence[Tensor],
+    scores: Tensor,
+    *,
+    beta: float = 1.2,
+    gamma: float = 3.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Σ_l ω_l T_l, T_l the affinity attention of the maps up to l, weighted by their scores' softmax, on values[l].
+
+    In full T_l = affinity_attention(features[:l], values[l], weights=softmax(scores[:, :l])); ω = softmax(scores).
+
+    features: S maps [S,B,H,W,C], or a sequence of S maps [B,H,W,C], from shallow to deep: level l sees those up to l.
+    values: S maps [S,B,H,W,D] or a sequence, of the dtype of features.
+    scores: [B,S], any float dtype; how much a level counts, in nats.
+    beta, gamma: as for `affinity_attention`.
+    Returns [B,H,W,D] in the dtype of values. The similarity of level l is that of level l − 1 plus one product: S
+    products, where a call of `affinity_attention` per level would take S(S+1)/2. NaN in the features or the scores of
+    an image makes its whole result NaN; NaN in values propagates.
+    Raises ValueError for other shapes, dtypes or devices.
+    """
+    features = _stacked("features", features)
+    values = _stacked("values", values)
+    checks.like("values", values, "features", features)
+    levels, batch, height, width = features.shape[:4]
+    checks.shape("values", values, (levels, batch, height, width, values.shape[4]), "[S,B,H,W,·] of features")
+    if levels == 0:
+        checks.fail("features", "at least one map [B,H,W,C]", "none")
+    checks.tensor("scores", scores, "[B,S]", checks.FLOATS)
+    checks.like("scores", scores, "features", features, dtype=False)
+    checks.shape("scores", scores, (batch, levels), "[B,S]")
+    beta, gamma = checks.number("beta", beta), checks.number("gamma", gamma, low=0.0)
+    if gamma == 0:
+        checks.fail("gamma", "a positive number", gamma)
+    return _progressive_affinity(backend, features, features, values, scores, beta, gamma)
+
+
+def _stacked(argument: str, maps: Tensor | Sequence[Tensor]) -> Tensor:
+    if isinstance(maps, Tensor):
+        return checks.tensor(argument, maps, "[S,B,H,W,C]", checks.FLOATS)
+    if not maps:
+        checks.fail(argument, "at least one map [B,H,W,C]", "none")
+    for index, one in enumerate(maps):
+        checks.tensor(f"{argument}[{index}]", one, "[B,H,W,C]", checks.FLOATS)
+        checks.like(f"{argument}[{index}]", one, f"{argument}[0]", maps[0])
+        checks.shape(f"{argument}[{index}]", one, maps[0].shape, f"[B,H,W,C] of {argument}[0]")
+    return torch.stack(tuple(maps))
+
+
+_progressive_affinity = Op(
+    "progressive_affinity",
+    "(Tensor features, Tensor values, Tensor scores, float beta, float gamma) -> Tensor",
+    fake=lambda features, values, scores, beta, gamma: values.new_empty(values.shape[1:]),
+    launcher="affinity_attention:launch_progressive",
 )
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from s2clip.kernels import cpu
-from s2clip.ops import checks
+from s2clip.ops import checks, cpu
 from s2clip.ops.registry import Op
 
 NO_BACKGROUND = -1

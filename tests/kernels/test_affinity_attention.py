@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from s2clip.kernels import affinity_attention, reference
 from s2clip.testing import assert_within_budget
 
+# Rows of the padding hold what was in memory; numpy warns of products with it, a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
 BETA, GAMMA = 1.2, 3.0
 
 # (batch, (H, W), (h, w), channels of each map, D): what the row is there for
@@ -110,7 +113,7 @@ def test_strips_of_rows_give_what_the_whole_gives(monkeypatch):
     value = torch.randn(2, 7, 5, 8)
     arguments = (features, value, torch.ones(2, 1), BETA, GAMMA, None)
     whole = affinity_attention.launch(*arguments)
-    assert affinity_attention.strip_plan(143, 4, 64)[1:] == (143, 305)
+    assert affinity_attention.strip_plan(143, 4, 64) == (192, 192, 227)
     monkeypatch.setattr(affinity_attention, "STRIP_BYTES", 64 * 192 * 4)
     assert affinity_attention.strip_plan(143, 4, 64) == (192, 64, 1)
     torch.testing.assert_close(affinity_attention.launch(*arguments), whole)
@@ -149,6 +152,71 @@ def test_empty_batch_and_empty_value_channels():
     assert result.shape == (1, 3, 4, 0)
 
 
+# Progressive
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("poisoned")
+def test_progressive_agrees_with_the_reference_in_double(dtype):
+    features = torch.stack([clustered(2, (5, 14), (24,), dtype, seed=seed)[0] for seed in range(3)])
+    values = torch.randn(3, 2, 5, 14, 16, generator=torch.Generator().manual_seed(2)).to(dtype)
+    arguments = (features, values, torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.5, 0.0]]), BETA, GAMMA)
+    actual = affinity_attention.launch_progressive(*arguments)
+    assert_within_budget(actual, reference.progressive_affinity, *arguments)
+
+
+def test_progressive_is_a_call_per_level():
+    """28 products for 7 levels on their own, 7 here; scores far apart, as a small temperature makes them."""
+    features, values = torch.randn(2, 4, 2, 3, 4, 12, generator=torch.Generator().manual_seed(3))
+    scores = torch.tensor([[0.0, 3.0, -2.0, 1.0], [-60.0, 0.0, 0.0, -60.0]])
+    weights = scores.softmax(1)
+    expected = 0
+    for level in range(4):
+        before = scores[:, : level + 1].softmax(1)
+        alone = reference.affinity_attention(features[: level + 1].unbind(0), values[level], before, BETA, GAMMA, None)
+        expected = expected + weights[:, level, None, None, None] * alone
+    torch.testing.assert_close(
+        affinity_attention.launch_progressive(features, values, scores, BETA, GAMMA), expected, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        reference.progressive_affinity(features, values, scores, BETA, GAMMA), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_progressive_strips_give_what_the_whole_gives(monkeypatch):
+    features = torch.stack([clustered(2, (9, 8), (16,), torch.float32, seed=seed)[0] for seed in range(2)])
+    arguments = (features, torch.randn(2, 2, 9, 8, 8), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), BETA, GAMMA)
+    whole = affinity_attention.launch_progressive(*arguments)
+    monkeypatch.setattr(affinity_attention, "STRIP_BYTES", 64 * 128 * 4 * 2)
+    torch.testing.assert_close(affinity_attention.launch_progressive(*arguments), whole)
+
+
+# Parts
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [(1, 1), (1, 5), (3, 7), (4, 4), (21, 42), (37, 64), (5, 3)])
+def test_a_fold_table_is_the_resize_read_from_its_coarse_side(coarse, fine):
+    first, weights = affinity_attention.fold_table(coarse, fine)
+    resize = torch.zeros(fine, coarse)
+    for tap in range(len(weights)):
+        resize[first.long() + tap, torch.arange(coarse)] += weights[tap]
+    expected = F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0].T
+    assert torch.equal(resize, expected)
+    assert (first >= 0).all()
+    assert (first + len(weights) <= fine).all()
+
+
+def test_maps_that_lie_evenly_in_one_memory_are_one_launch(launches_seen):
+    """Seven levels and the VFM's map: two launches, not eight."""
+    levels, proxy = torch.randn(3, 1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    weights = torch.full((1, 4), 0.25)
+    launched = launches_seen(lambda: 1)
+    together = affinity_attention.launch([proxy, *levels.unbind(0)], proxy, weights, BETA, GAMMA, None)
+    assert len(launched) == 2 + 2
+    apart = [proxy, *(level.clone() for level in levels)]
+    assert torch.equal(affinity_attention.launch(apart, proxy, weights, BETA, GAMMA, None), together)
+
+
 def test_the_identities_behind_the_kernel():
     """In float64: the mean's closed form, the diagonal as row maximum, the folded resize."""
     features = torch.randn(1, 30, 12, dtype=torch.float64)
@@ -179,5 +247,7 @@ def test_500_map_sizes_compile_each_kernel_at_most_three_times(dtype, ratio):
             mean = torch.empty(batch, device="meta") if case % 2 else None
             affinity_attention.launch(features, value, weights, 1.2, 3.0, mean)
     counts = Counter(launch.kernel for launch in launches)
-    assert len(counts) == (5 if ratio == 2 else 4)
+    assert set(counts) == {"unit_rows_kernel", "affinity_kernel", "mix_kernel"} | (
+        {"fold_kernel"} if ratio == 2 else set()
+    )
     assert max(counts.values()) <= 3, counts

@@ -6,7 +6,7 @@ programs, so its arithmetic is the GPU's but for the last bit of exp2.
 
 import pytest
 import torch
-from specialisations import of_case, recorded
+from specialisations import compiled, recorded
 from torch.nn import functional as F
 
 from s2clip.kernels import classify_pixels, reference
@@ -137,7 +137,7 @@ def test_500_image_sizes_compile_once(dtype):
             classify_pixels.launch(logits, size, SCALE, words, 1, 0.1, case % 17)
             classify_pixels.launch_scores(logits, size, SCALE, words, 1)
     assert sorted(launch.kernel for launch in launches) == ["_class_scores_kernel", "_classify_pixels_kernel"]
-    assert launches <= {of_case(case) for case in classify_pixels.compile_cases(90)}
+    assert set(launches) <= compiled("classify_pixels", 90)
 
 
 @pytest.mark.parametrize("scale", [0.0, -40.0])

@@ -45,32 +45,39 @@ def test_figures_are_those_of_a_compiled_kernel(rows):
         assert 0 < row["registers"] <= 255, row
         assert 0 < row["occupancy"] <= 1, row
     # Three accumulators of 64 channels cannot live in few registers, nor their tiles in no shared memory.
-    fused = [row for row in rows if row["op"] == "recombined_attention" and row["config"].startswith("T3 D64 fp16 ")]
+    fused = [
+        row
+        for row in rows
+        if row["op"] == "recombined_attention"
+        and row["config"].startswith("T3 D64 fp16 ")
+        and "recombined" in row["kernel"]
+    ]
     assert fused
     assert all(row["registers"] > 100 and row["shared"] > 16_384 for row in fused)
 
 
 SPILLS = """
-import s2clip.kernels.inspect as inspect, torch
+import s2clip.kernels.inspect as inspect
 from s2clip.kernels import recombined_attention as module
 
 tiles = module.Configuration(128, 64, 4, 2)  # three accumulators of 32 rows per warp
-module.compile_cases = lambda arch: [module.compile_case(3, 64, torch.float16, False, tiles)]
-row = inspect.measure("recombined_attention", 89, 0)
+module.configuration = lambda *sizes: tiles
+names = [case.name for case in inspect.cases("recombined_attention", 89)]
+row = inspect.measure("recombined_attention", 89, names.index("T3 D64 fp16 N577"))
 assert row.spills > 0 and "spilled" in row.problem, row
 """
 
 ROWS = """
-import re, torch
+import re
 import s2clip.kernels.inspect as inspect
-from s2clip.kernels import recombined_attention as module
 
 # A tile of 32 x 64 halves gives each of 128 threads 16 bytes at a time, one of 32 x 16 only 8 in all.
 for arch, head_dim, sizes in ((80, 64, {16}), (90, 80, {8, 16})):
-    tiles = module.configuration(arch, 2, head_dim, torch.float16, 577, False)
-    asm = inspect.compile_case(module.compile_case(2, head_dim, torch.float16, False, tiles), arch).asm
+    cases = {case.name: case for case in inspect.cases("recombined_attention", arch)}
+    case = cases[f"T2 D{head_dim} fp16 N577"]
+    asm = inspect.compile_case(case, arch).asm
     layouts = re.findall(r"#ttg.nvidia_mma<.*warpsPerCTA = \\[(\\d+), (\\d+)\\]", asm["ttgir"])
-    assert layouts and set(layouts) == {(str(tiles.num_warps), "1")}, layouts
+    assert layouts and set(layouts) == {(str(case.num_warps), "1")}, layouts
     copies = re.findall(r"cp\\.async\\.\\w+\\.shared\\.global \\[.*\\], \\[.*\\], (0x\\w+|\\d+)", asm["ptx"])
     assert {int(size, 0) for size in copies} == sizes, copies
 """
@@ -91,17 +98,18 @@ def test_compiler(script, tmp_path):
 OTHER_HEADS = """
 import itertools, sys, torch
 import s2clip.kernels.inspect as inspect
-from s2clip.kernels import recombined_attention as module
+from s2clip.kernels import calls, recombined_attention as module
 
+def other_heads():
+    for head_dim, count, has_bias in itertools.product((16, 32, 48, 72, 96, 112), (1, 2, 3), (False, True)):
+        tokens = calls.meta(1, 1, 577, head_dim, dtype=torch.float16)
+        given = (("qq", "kk", "vv")[:count], (1.0,) * count, 0.1, calls.meta(577, 577) if has_bias else None)
+        yield f"{head_dim} {count} {has_bias}", lambda given=given, t=tokens: module.launch(t, t, t, *given)
+
+calls._recombined_attention = other_heads
 arch = int(sys.argv[1])
-cases = []
-for head_dim, terms, has_bias in itertools.product((16, 32, 48, 72, 96, 112), (1, 2, 3), (False, True)):
-    if not module.together(arch, terms, head_dim, torch.float16, has_bias):
-        continue
-    tiles = module.configuration(arch, terms, head_dim, torch.float16, 577, has_bias)
-    cases.append(module.compile_case(terms, head_dim, torch.float16, has_bias, tiles))
-module.compile_cases = lambda arch: cases
-rows = [inspect.measure("recombined_attention", arch, index) for index in range(len(cases))]
+indices = range(len(inspect.cases("recombined_attention", arch)))
+rows = [inspect.measure("recombined_attention", arch, index) for index in indices]
 broken = [row for row in rows if row.problem]
 assert not broken, broken
 """
@@ -166,20 +174,35 @@ def test_occupancy(arch, registers, shared, num_warps, expected):
     assert occupancy(arch, registers, shared, num_warps) == pytest.approx(expected)
 
 
-def test_configurations_of_one_kernel_have_different_names(monkeypatch):
-    from s2clip.kernels import spatial_entropy
-
-    case = next(iter(spatial_entropy.compile_cases(89)))
-    monkeypatch.setattr(spatial_entropy, "compile_cases", lambda arch: [case, case])
-    inspect.cases.cache_clear()
-    with pytest.raises(ValueError, match="names must be unique"):
-        inspect.cases("spatial_entropy", 89)
-    inspect.cases.cache_clear()
+def test_every_configuration_has_a_name_of_its_own():
+    for operator in operators():
+        names = [(case.kernel.__name__, case.name) for case in inspect.cases(operator, 90)]
+        assert len(set(names)) == len(names) > 0
 
 
 def test_a_case_names_every_argument():
-    from s2clip.kernels import spatial_entropy
-
-    case = next(iter(spatial_entropy.compile_cases(89)))
+    case = inspect.cases("spatial_entropy", 89)[0]
     with pytest.raises(ValueError, match="expected the arguments"):
         inspect.compile_case(case._replace(constants={}), 89)
+
+
+def test_versions_of_triton_are_installed_apart_and_asked_for_in_turn(monkeypatch, tmp_path):
+    """A folder per version, filled by pip once; the gate runs in a process that finds it first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    commands = []
+
+    def run(command, env=None, check=False):
+        commands.append((command, env))
+        if "--target" in command:
+            (tmp_path / "s2clip/triton/3.6/triton").mkdir(parents=True)
+        return subprocess.CompletedProcess(command, returncode=int(env is not None))
+
+    monkeypatch.setattr(inspect.subprocess, "run", run)
+    assert inspect.main(["--triton", "3.6", "--arch", "90", "--quiet", "--jobs", "1"]) == 1
+    (installing, _), (gate, environment) = commands
+    assert installing[-3:] == ["--target", str(tmp_path / "s2clip/triton/3.6"), "triton==3.6.*"]
+    assert gate[1:] == ["-m", "s2clip.kernels.inspect", "--arch=90", "--quiet", "--jobs=1"]
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "s2clip/triton/3.6")
+    inspect.main(["--triton", "3.6"])
+    assert len(commands) == 3

@@ -18,7 +18,7 @@ import scipy.ndimage
 import skimage.measure
 import torch
 from scipy.sparse import coo_array, csgraph
-from specialisations import of_case, recorded
+from specialisations import compiled, recorded
 
 from s2clip.kernels import connected_components, reference
 from s2clip.testing import checkerboard, comb, integers, layouts, snake, spiral
@@ -222,14 +222,14 @@ def test_sizes_compile_nothing():
         assert sorted(launch.kernel for launch in launches) == [
             f"_{name}_kernel" for name in ("flatten", "merge", "relabel", "runs", "scan")
         ]
-        assert launches <= {of_case(case) for case in connected_components.compile_cases(90)}
+        assert set(launches) <= compiled("connected_components", 90)
 
 
 PTX = """
 import re
-from s2clip.kernels import connected_components, inspect
-wanted = {"_merge_kernel": "u8 ignore 8", "_flatten_kernel": "any"}
-for case in connected_components.compile_cases(90):
+from s2clip.kernels import inspect
+wanted = {"_merge_kernel": "u8 8 ignore", "_flatten_kernel": "i32 8"}
+for case in inspect.cases("connected_components", 90):
     if wanted.get(case.kernel.__name__) == case.name:
         ptx = inspect.compile_case(case, 90).asm["ptx"]
         print(*sorted(set(re.findall(r"bar\\.sync|(?:atom|red|ld|st)\\.(?:global|shared)[a-z0-9.:]*", ptx))))

@@ -44,6 +44,15 @@ OPS = {
         lambda f, g, value, w, mean: ops.affinity_attention([f, g], value, weights=w, mean=mean, backend="triton"),
         lambda f, g, value, w, mean: affinity_attention.launch([f, g], value, w, 1.2, 3.0, mean),
     ),
+    "progressive_affinity": (
+        {
+            "features": normal(2, 2, 2, 3, 16),
+            "values": normal(2, 2, 2, 3, 8, seed=1),
+            "scores": torch.tensor([[0.25, 0.75], [0.5, 0.5]]),
+        },
+        lambda *given: ops.progressive_affinity(*given, backend="triton"),
+        lambda *given: affinity_attention.launch_progressive(*given, 1.2, 3.0),
+    ),
     "label_components": (
         {"class_map": CLASS_MAP},
         lambda class_map: ops.label_components(class_map, ignore_index=1, backend="triton"),
@@ -167,6 +176,9 @@ def test_more_images_than_a_grid_has_rows_or_layers(monkeypatch, grids_seen):
     calls = {
         "recombined_attention": lambda: recombined_attention.launch(tokens, tokens, tokens, ("qq",), (1.0,), 1.0, None),
         "affinity_attention": lambda: affinity_attention.launch([maps], maps[:, :1, :1], mean[:, None], 1.2, 3.0, mean),
+        "progressive_affinity": lambda: affinity_attention.launch_progressive(
+            maps[None], maps[None], mean[:, None], 1.2, 3.0
+        ),
         "classify_pixels": lambda: classify_pixels.launch(images, (4, 4), 40.0, words, 1, 0.0, 0),
         "class_scores": lambda: classify_pixels.launch_scores(images, (4, 4), 40.0, words, 1),
         "merge_masks": lambda: merge_masks.launch(images[:1, 0], region, region, images, labels, (2, 2), 2),

@@ -6,7 +6,7 @@ product and no memory shared between programs; its arithmetic is the GPU's but f
 
 import pytest
 import torch
-from specialisations import of_case, recorded
+from specialisations import compiled, recorded
 from torch.nn import functional as F
 
 from s2clip.kernels import merge_masks, reference
@@ -300,4 +300,4 @@ def test_500_image_sizes_compile_once(dtype):
             labels = torch.empty(batch, height, width, dtype=torch.int32)
             merge_masks.launch(masks, *index, scores, labels, valid, 64)
     assert sorted(launch.kernel for launch in launches) == ["_merge_kernel", "_survey_kernel"]
-    assert launches <= {of_case(case) for case in merge_masks.compile_cases(90)}
+    assert set(launches) <= compiled("merge_masks", 90)

@@ -11,10 +11,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from specialisations import of_case, recorded
+from specialisations import compiled, recorded
 
 from s2clip.kernels import recombined_attention, reference
-from s2clip.kernels.recombined_attention import compile_cases, configuration, launch, readable, split_head
+from s2clip.kernels.recombined_attention import configuration, launch, readable, split_head
 from s2clip.testing import assert_within_budget, layouts, normal
 
 # Padded rows divide 0 by 0 and rows of NaN have no maximum, on purpose; numpy warns of both, a GPU of neither.
@@ -243,5 +243,5 @@ def test_the_compile_gate_compiles_what_is_launched(arch):
     def with_any_terms(launch):  # which of query, key and value a term takes changes no register
         return launch._replace(constants=tuple(pair for pair in launch.constants if pair[0] not in ("LEFT", "RIGHT")))
 
-    gate = {with_any_terms(of_case(case)) for case in compile_cases(arch)}
+    gate = {with_any_terms(launch) for launch in compiled("recombined_attention", arch)}
     assert {with_any_terms(launch) for launch in launches} <= gate

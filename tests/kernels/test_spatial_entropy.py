@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from specialisations import of_case, recorded
+from specialisations import compiled, recorded
 
 from s2clip.kernels import reference, spatial_entropy
 from s2clip.testing import assert_within_budget, normal
@@ -74,4 +74,4 @@ def test_500_map_sizes_compile_once_per_memory_order(dtype):
             spatial_entropy.launch(tokens.mT.unflatten(2, (height, width)))
     names = sorted(launch.kernel for launch in launches)
     assert names == ["_average_kernel", *2 * ["_entropy_kernel"], *2 * ["_moments_kernel"]]
-    assert launches <= {of_case(case) for case in spatial_entropy.compile_cases(90)}
+    assert set(launches) <= compiled("spatial_entropy", 90)
