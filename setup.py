@@ -9,7 +9,7 @@ VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 
 DEMO = ["gradio>=6"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
-PLOT = ["matplotlib>=3.9"]
+PLOT = ["matplotlib>=3.10.7"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -43,17 +43,17 @@ setup(
     package_data={"s2clip": ["py.typed"], "s2clip.data": ["*", "*/*"]},
     install_requires=[
         "torch>=2.10",
-        "torchvision",
+        "torchvision>=0.25",
         "numpy>=1.26",
         "pillow>=12.3",
         "tifffile>=2025.1",
         "imagecodecs>=2025.3",
         "open_clip_torch>=3.0",
-        "timm>=1.0.17",
+        "timm>=1.0.25",
         "segment-anything==1.0",
         "safetensors>=0.4",
         "huggingface_hub>=0.34",
-        "click>=8.1",
+        "click>=8.2",
         "tqdm>=4.66",
         "pyyaml>=6",
     ],

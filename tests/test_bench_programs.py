@@ -232,6 +232,7 @@ def test_the_bench_command_on_any_machine(tmp_path):
     """`pytest bench/ --benchmark-only`, two of its entries: the import of torch is most of this test's time."""
     command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-q", "-k", "spatial_entropy"]
     command += ["-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'rows.json'}"]
+    command += ["--benchmark-max-time=0.05", "--benchmark-min-rounds=1"]  # what is measured is looked at elsewhere
     # Of its own: pytest-benchmark measures nothing in what looks like a worker of pytest-xdist.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
