@@ -32,7 +32,7 @@ FROM_HERE = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)==")
 NUMBERS = ("backbones", "cpu_ops", "features", "methods", "metrics", "ops", "published_trident", "published_cliper")
 NUMBERS += ("reference", "refine", "result", "segmenter", "windows")
 SEAMS = ("cli", "datasets", "images", "imports", "package", "text", "weights")
-"""Where numbers meet other people's, and where a user meets the package: about a third of the suite."""
+"""Where numbers meet other people's, and where a user meets the package."""
 
 
 class Row(NamedTuple):
@@ -69,12 +69,17 @@ ROWS = {
         "AVX-512 without AMX and bf16",
         variables={"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_CBWR": "AVX512"},
     ),
+    "numbers": Row(
+        "the plainest processor: the tests that compare numbers",
+        variables=PLAINEST,
+        tests=tuple(f"tests/test_{name}.py" for name in NUMBERS),
+        cheap=True,
+    ),
     "light": Row(
         "lower bounds but torch's, the plainest processor: a choice of tests",
         place="light",
         variables=PLAINEST,
         tests=tuple(f"tests/test_{name}.py" for name in (*NUMBERS, *SEAMS)),
-        cheap=True,
     ),
     "oldest": Row("lower bounds of setup.py, Python 3.11", place="oldest"),
     "newest": Row("newest versions, Python 3.13", place="newest"),
