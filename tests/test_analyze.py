@@ -252,7 +252,7 @@ def test_entropy_of_own_pictures_in_a_fresh_process(tmp_path):
     for seed in range(2):
         Image.fromarray(scenes.generate(seed)[0]).save(tmp_path / f"{seed}.png")
     command = [sys.executable, "-m", "s2clip", "analyze", "entropy", ".", "--layers", "1", "6", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["entropy"]
     assert [(row["layer"], row["pictures"]) for row in rows] == [(1, 2), (6, 2)]

@@ -168,7 +168,7 @@ def test_raw_labels_are_sent_to_the_converter(tmp_path):
 def test_exit_codes_in_a_process_of_its_own(tmp_path):
     def call(*arguments):
         command = [sys.executable, "-m", "s2clip", "check-data", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     unknown = call("voc", "--data", ".")
     assert unknown.returncode == 2

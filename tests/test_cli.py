@@ -461,7 +461,7 @@ def test_the_program_in_processes_of_its_own(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
     def process(*command):
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
 
     module = (sys.executable, "-m", "s2clip")
     script = (os.path.join(os.path.dirname(sys.executable), "s2clip"),)

@@ -172,7 +172,7 @@ def test_a_killed_conversion_leaves_whole_files_and_is_continued(tmp_path):
         "Image.Image.save = dying\n"
         f"converters.convert('coco-stuff', {str(tmp_path)!r})\n"
     )
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=600)
     assert process.returncode == 9
     there = [path for path in tree.annotations.values() if path.exists()]
     assert len(there) < 6

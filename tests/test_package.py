@@ -35,7 +35,7 @@ assert not loaded, loaded[:3]
 
 def run(tmp_path, statement, before=""):
     code = CHECK.format(statement=statement, before=before)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""

@@ -211,7 +211,7 @@ def test_usage_errors(arguments, said, run):
 
 def test_an_error_is_one_line_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "s2clip", "table", "1", "--data-root", "nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr == "Error: --data-root nowhere: no such folder\n"
 
