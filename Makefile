@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=10 --durations-min=4
 INSTALL := $(BIN)/python -m pip install --quiet -e '.[dev]'
 
-.PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints lint format bench gpu docs picture docs-figures wheel clean
+.PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints fuzz lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml constraints.txt
@@ -42,6 +42,9 @@ test-everywhere: .venv/stamp  # other processors and versions, hours; ROWS=cheap
 
 constraints: .venv/stamp  # the newest versions, into constraints.txt
 	$(BIN)/python tools/constraints.py
+
+fuzz: .venv/stamp  # make fuzz MUTATIONS=100000: damaged files against the readers; seconds of it are in make test
+	FUZZ_MUTATIONS=$(or $(MUTATIONS),100000) OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

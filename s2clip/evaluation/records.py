@@ -87,6 +87,24 @@ def sparse(matrix: Tensor) -> list[list[int]]:
     return torch.cat([cells, matrix[tuple(cells.T)][:, None]], 1).tolist()
 
 
+def _sound(batch: Any, classes: int) -> bool:
+    """Whether a line holds what `append` was given: JSON that is damaged may still be JSON."""
+    try:
+        for one in batch["pictures"]:
+            cells = [] if "error" in one else one["counts"]
+            numbers = [one["index"], *(value for cell in cells for value in cell)]
+            if not all(type(value) is int and 0 <= value < 1 << 53 for value in numbers):
+                return False
+            if not all(len(cell) == 3 and max(cell[:2]) < classes for cell in cells):
+                return False
+            if not isinstance(one["name"] if "error" in one else "", str):
+                return False
+        spent = [batch["seconds"], *batch["stages_ms"].values(), *batch["peak_mib"].values()]
+        return bool(batch["pictures"]) and all(isinstance(value, int | float) and value >= 0 for value in spent)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def tally(batches: Iterable[dict[str, Any]], classes: int, wanted: Sequence[int]) -> Tally:
     """Add up the records of the `wanted` indices. A picture that was scored twice counts once, the first time; one that
     failed and was scored later has not failed."""
@@ -95,6 +113,8 @@ def tally(batches: Iterable[dict[str, Any]], classes: int, wanted: Sequence[int]
     failed: dict[int, tuple[str, str]] = {}
     seconds, stages, peak = 0.0, {}, {}
     for batch in batches:
+        if not _sound(batch, classes):  # a damaged line: its pictures are scored again
+            continue
         pictures = [one for one in batch["pictures"] if one["index"] in wanted and one["index"] not in counts]
         for one in pictures:
             if "error" in one:
