@@ -9,9 +9,14 @@ set by measuring on the CPU, where the allocator's live bytes can be watched (`t
 the same sums, with the number format and the tiles of the kernels, and have not been measured.
 """
 
+import contextlib
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from s2clip.errors import reject
 from s2clip.kernels.reference import CHUNK
@@ -86,6 +91,8 @@ class Load(NamedTuple):
     affinity: bool
     terms: int
     spliced: bool
+    keeps_attention: bool = False
+    """The maps of all heads are summed over the blocks, on a GPU too."""
     sam_scores: int = 0
     """Bytes of a score tensor in SAM's encoder; 0 without SAM."""
 
@@ -145,8 +152,23 @@ def load_of(models, method: Method, *, refines: bool = False) -> Load:
         affinity=method.vfm_weight is not None or (method.uses_levels and method.progressive),
         terms=len(method.terms),
         spliced=method.merge == "splice",
+        keeps_attention=getattr(method.extension, "keeps_attention", False),
         sam_scores=scores,
     )
+
+
+def machine_bytes(device: torch.device) -> int:
+    """What the device has: a GPU's memory; the host's, or what the container leaves of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows does not tell
+        return 1 << 62
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(file).read_text()))
+    return total
 
 
 class Cap(NamedTuple):
@@ -154,6 +176,8 @@ class Cap(NamedTuple):
 
     size: int
     load: Load
+    asked: bool = True
+    """By a user; else it is what the machine has."""
 
     def plan(self, sizes: Sizes, *, most_windows: int) -> Plan:
         """The plan with the largest batch that stays under the cap.
@@ -178,6 +202,9 @@ class Cap(NamedTuple):
         least = fixed + resident + max(resize, once + window, maps + word, sam)
         if least > self.size:
             what = f"a picture of {sizes.picture[0]}x{sizes.picture[1]} with these models and windows"
+            if not self.asked:
+                has = f"and this machine has {show_size(self.size)}"
+                raise ValueError(f"{what} needs {show_size(least)}, {has}: cut it, or set short_side and crop")
             reject("max_memory", f"at least {show_size(least)} for {what}", show_size(self.size))
         room = self.size - fixed - resident
         windows = min(most_windows, (room - once) // window)
@@ -273,7 +300,8 @@ def _once_bytes(load: Load, sizes: Sizes) -> int:
     """What a batch needs beside its windows: the CPU's reference works on one window's N x N scores at a time."""
     tokens, cells = _grid(sizes.window, load.clip) + 1, _features_grid(load, sizes.window)
     if load.on_cuda:
-        return KERNEL_STRIP if load.affinity else 0
+        kept = FLOAT * (2 * load.heads + 1) * tokens**2 if load.keeps_attention else 0
+        return kept + (KERNEL_STRIP if load.affinity else 0)
     scores = 3 * FLOAT * load.heads * tokens**2 if load.terms else 0
     if load.affinity:
         maps = load.levels * load.clip.width + (load.vfm.width if load.vfm is not None else 0)

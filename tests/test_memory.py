@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from small_models import picture, small_clip, small_vfm
 from torch.profiler import ProfilerActivity, profile
 
+from s2clip import memory
 from s2clip.decision.by_words import WordScores
 from s2clip.memory import Cap, Load, Sizes, Tower, load_of, parse_size, show_size
 from s2clip.pictures.windows import padded_size, resized_size, window_boxes
@@ -239,3 +241,18 @@ def test_the_load_counts_shared_tensors_once(models):
     assert (load.clip, load.vfm) == (Tower(6, 48, 8), Tower(2, 24, 4))
     assert load.levels == 3
     assert load_of(segmenter._models, METHODS["sclip"]).vfm is None
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+@pytest.mark.parametrize("cap", [None, "2GB"])
+def test_shapes_that_no_machine_holds_are_refused_beforehand(size, cap):
+    """One window as long as the picture: the attention of 1x3000 has 10^12 numbers and more."""
+    segmenter = Segmenter.from_pretrained("tiny", method="cliper", max_memory=cap).set_classes("sky, tree")
+    with pytest.raises(ValueError, match=f"a picture of {size[0]}x{size[1]} with these models and windows"):
+        segmenter(np.zeros((*size, 3), np.uint8))
+    ordinary = segmenter(np.zeros((40, 60, 3), np.uint8))
+    assert ordinary.segmentation.shape == (40, 60)
+
+
+def test_the_machines_memory_is_known():
+    assert 1 << 28 < memory.machine_bytes(torch.device("cpu")) < 1 << 63

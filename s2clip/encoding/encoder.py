@@ -1,5 +1,6 @@
 """Pictures to patch features in CLIP's joint space: resize, windows, batches, merging. Knows no words."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,19 +104,29 @@ class Encoder:
         return [replace(self._merge(job), timings=Timings(*parts[id(job)])) for job in jobs]
 
     def plan(self, size: tuple[int, int]) -> memory.Plan | None:
-        """How a picture of (H,W) is worked on under the cap, None without one. Raises ValueError where it cannot be."""
-        if self.cap is None:
-            return None
+        """How a picture of (H,W) is worked on under the cap, None without one.
+
+        Raises ValueError where it cannot be, under the cap or in this machine: a picture of 1x300 becomes one window of
+        132,000 patches, whose attention no machine holds.
+        """
         method = self.method
         multiple = self.multiple if method.merge == "splice" or self.extension.aligned else 1
         canvas = resized_size(*size, method.short_side, method.long_side, multiple)
         boxes = window_boxes(*canvas, method.crop, method.stride)
         window = padded_size(*boxes[0].size, self.multiple)
-        return self.cap.plan(memory.Sizes(tuple(size), canvas, window, len(boxes)), most_windows=self.max_batch)
+        sizes = memory.Sizes(tuple(size), canvas, window, len(boxes))
+        plan = (self.cap or self._machine).plan(sizes, most_windows=1 if self.cap is None else self.max_batch)
+        return None if self.cap is None else plan
+
+    @functools.cached_property
+    def _machine(self) -> memory.Cap:
+        """What the device has, for these models."""
+        load = memory.load_of(self.models, self.method)
+        return memory.Cap(memory.machine_bytes(self.clip.device), load, asked=False)
 
     def _prepare(self, picture: Tensor, regions: Tensor | None) -> _Job:
         method, clip = self.method, self.clip
-        watch = Stopwatch(clip.device)
+        plan, watch = self.plan(tuple(picture.shape[1:])), Stopwatch(clip.device)
         with watch("resize"):
             multiple = self.multiple if method.merge == "splice" or self.extension.aligned else 1
             resized = self.extension.prepare(picture.to(clip.device), method, multiple)
@@ -123,7 +134,7 @@ class Encoder:
             boxes = window_boxes(*canvas, method.crop, method.stride)
             ids = None if regions is None else nearest(regions.to(clip.device).long(), canvas)[None]
         splice = Splice(boxes, canvas, clip.patch_size) if method.merge == "splice" else None
-        return _Job(picture, resized, boxes, regions, ids, splice, watch, self.plan(tuple(picture.shape[1:])))
+        return _Job(picture, resized, boxes, regions, ids, splice, watch, plan)
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[tuple[_Job, slice]]]:
         """Lists of (picture, which of its windows) of one window size, as many as `max_batch` and the cap allow.

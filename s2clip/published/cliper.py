@@ -72,6 +72,7 @@ class Cliper(Extension):
     )
     aligned: ClassVar[bool] = True
     smooths_itself: ClassVar[bool] = True
+    keeps_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.background_words, list):
