@@ -164,9 +164,17 @@ class Predictor:
         if classes is None:
             reject("classes", 'names, as "sky, house; hut, tree" or a list', None)
         words = vocabulary(classes, allow_repeats=allow_repeats)
-        if extra := self._extension.extra_words:
+        extra = self._extension.extra_words
+        if extra:
             vocabulary([*words.classes, *extra], allow_repeats=allow_repeats)  # a class among them would lose its score
         number = words.find(background)
+        if len(words.classes) == 1 and not self.method.threshold and not extra:
+            logger.warning("one class alone: every pixel is given %r; name what else there is", words.classes[0])
+        whole = [] if isinstance(classes, str) or allow_repeats else [one for one in words.classes if "," in one]
+        if whole:
+            logger.warning(
+                "a comma inside of a list's entry parts nothing: %s is one class each", first_few(whole, SAID)
+            )
         if number is None and self.method.area_threshold:
             value = self.method.area_threshold
             reject("background", f"one of {', '.join(words.classes)}, for area_threshold={value}", None)

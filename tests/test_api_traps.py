@@ -123,6 +123,15 @@ def test_unlabelled_pixels_of_more_than_255_classes(picture):
     assert (segmenter(picture).segmentation == 65535).all()
 
 
+def test_lists_that_may_not_be_what_was_meant_are_pointed_out(segmenter, caplog):
+    other = segmenter.with_method("clip")
+    other.set_classes(["sky, tree", "house"])
+    other.set_classes("sky")
+    said = [record.getMessage() for record in caplog.records]
+    assert "a comma inside of a list's entry parts nothing: sky, tree is one class each" in said
+    assert said[-1] == "one class alone: every pixel is given 'sky'; name what else there is"
+
+
 MYPY = """
 [mypy]
 cache_dir = {cache}

@@ -288,7 +288,8 @@ def test_the_pixel_limit(run, tmp_path):
     result = run("segment", "a.png", "--classes", CLASSES, "--method", "clip", "--max-megapixels", "0.003")
     assert result.exit_code == 1
     assert "megapixels, over the limit of 0.003" in result.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.json", "run.json"]
+    assert json.loads((tmp_path / "out/run.json").read_text())["failed"][0]["source"] == "a.png"
 
 
 def test_unknown_words_are_said_in_one_line(run, tmp_path):
@@ -308,6 +309,14 @@ def test_a_warning_is_said_once():
 
     for _ in range(2):  # anew in every run of a command
         assert CliRunner().invoke(command).stderr.splitlines() == ["WARNING: one", "WARNING: two"]
+
+
+def test_verbose_says_what_is_loaded_and_from_where(run, tmp_path):
+    paint(tmp_path / "a.png")
+    result = run("segment", "a.png", "--classes", CLASSES, "--method", "clip", "-v", "-q")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == ["INFO: tiny: embedded in the package"]
 
 
 def test_threshold_gives_pixels_to_the_background(run, tmp_path):

@@ -101,6 +101,7 @@ def load(
     else:
         path = existing_file(name, weights)
         fingerprint = Fingerprint(path)
+    logger.info("%s: loaded from %s", name, path)
     tensors = adapt(read_tensors(name, path, fingerprint))
     with private_random_state():
         model = build()
@@ -116,6 +117,7 @@ def load_tiny(name: str, part: str, weights: str | Path, loader: Callable) -> tu
     if weights != "pretrained":
         path = existing_file(name, weights)
         return _call_tiny(name, path, lambda: loader(random=False, path=path)), Fingerprint(path)
+    logger.info("%s: embedded in the package", name)
     with as_file(files("s2clip.data") / "tiny" / f"{part}.safetensors") as path:
         loaded = _call_tiny(name, path, lambda: loader(random=False))
         fingerprint = Fingerprint(path)

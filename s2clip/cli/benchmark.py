@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +48,15 @@ class Run:
 
     def evaluate(self, answers: Any, dataset: "Dataset", *names: str, source: str | None = None) -> "Report":
         """The report of one result folder, <output>/<data set>/<names>."""
+        from s2clip.evaluation import records
         from s2clip.evaluation.runner import evaluate_dataset
 
-        with usage_errors():
+        folder = Path(self.output or OUTPUT, dataset.name, *names)
+        with usage_errors(), _told_on_interrupt(lambda: sum(len(batch["pictures"]) for batch in records.read(folder))):
             return evaluate_dataset(
                 answers,
                 dataset,
-                Path(self.output or OUTPUT, dataset.name, *names),
+                folder,
                 limit=self.limit,
                 resume=self.resume,
                 shard=self.shard,
@@ -61,6 +64,15 @@ class Run:
                 source=source,
                 progress=bar(self.show_progress),
             )
+
+
+@contextmanager
+def _told_on_interrupt(done: Callable[[], int]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"{done()} pictures are recorded; --resume does the others", err=True)
+        raise
 
 
 def evaluate_methods(

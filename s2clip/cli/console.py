@@ -1,10 +1,11 @@
 """What commands do alike: load models, print, show progress."""
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,7 +67,24 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
 
 def say(text: str, err: bool = False) -> None:
     """A line of output; of file names that are not text, what cannot be shown becomes "?"."""
-    click.echo(text.encode("utf-8", "replace").decode(), err=err)
+    with _above_bars():
+        click.echo(text.encode("utf-8", "replace").decode(), err=err)
+
+
+def _above_bars() -> AbstractContextManager[None]:
+    """Takes bars off the terminal while a line is written, and draws them below it again."""
+    if "tqdm" not in sys.modules or not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)
+
+
+class LineHandler(logging.Handler):
+    """The log as lines on stderr that no bar runs into."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
 
 
 def progress(items: Sequence[Any], show: bool) -> Iterable[Any]:

@@ -2,12 +2,13 @@
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from s2clip.cli.console import LineHandler
 
 _MODELS = {
     "model": click.option(
@@ -82,13 +83,13 @@ def output_options(command: Callable) -> Callable:
     """--json, --quiet, --verbose; the log of the library goes to stderr for the time of the command."""
     options = [
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
+        click.option("-q", "--quiet", is_flag=True, help="Neither bars nor a line for each picture."),
         click.option("-v", "--verbose", is_flag=True, help="Say what is loaded and from where."),
     ]
 
     @functools.wraps(command)
     def with_log(verbose: bool, quiet: bool, **arguments: Any) -> Any:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = LineHandler()
         handler.addFilter(_Once())
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger = logging.getLogger("s2clip")
