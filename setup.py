@@ -21,6 +21,8 @@ TEST = [
     "pycocotools>=2.0.11",
     "selenium>=4.20",
     "mypy>=1.18",
+    "colorspacious>=1.1",
+    "fonttools>=4.50",
     *DEMO,
     "scikit-learn>=1.5",
     *PLOT,
@@ -56,6 +58,8 @@ setup(
         "click>=8.2",
         "tqdm>=4.66",
         "pyyaml>=6",
+        "regex",
+        "anyascii>=0.3.2",
     ],
     extras_require={
         "test": TEST,

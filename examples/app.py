@@ -15,7 +15,8 @@ from PIL import Image
 from s2clip import Segmenter, scenes
 from s2clip.errors import S2ClipError
 from s2clip.published.catalogue import METHODS
-from s2clip.results.visualize import overlay, overlay_palette
+from s2clip.results.colours import class_colours
+from s2clip.results.visualize import overlay
 from s2clip.words.text import vocabulary
 
 EXAMPLE_SCENES = (24, 7, 11)
@@ -45,7 +46,7 @@ class Page:
             raise gr.Error(str(error)) from error
         if unknown := segmenter.clip.unknown_words(list(vocabulary(classes).words)):
             gr.Warning(f"model {self.model} does not know: {', '.join(unknown)}")
-        colours = overlay_palette(len(result.classes))[result.segmentation.cpu().numpy()]
+        colours = class_colours(len(result.classes))[result.segmentation.cpu().numpy()]
         confidence = Image.fromarray((255 * result.confidence.cpu().numpy()).round().astype(np.uint8))
         shares = {name.split(";")[0].strip(): share for name, share in result.shares.items() if share}
         picture = overlay(result.image, result.segmentation, result.classes)

@@ -2,7 +2,7 @@
 
 Files of a picture named STEM:
 
-    STEM.png           label map at the picture's size: mode P, VOC palette, value = class id, 255 = ignored;
+    STEM.png           label map at the picture's size: mode P, the overlay's colours, value = class id, 255 = ignored;
                        above 255 classes 16-bit grey, 65535 = ignored
     STEM.overlay.png   for eyes: the picture tinted by class, with a legend
     STEM.coco.json     COCO: one run-length encoded mask per class present (category_id = class id)
@@ -30,8 +30,9 @@ from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
 from s2clip.files import whole_file, writable_folder, write_json
+from s2clip.results.colours import class_colours, png_palette
 from s2clip.results.sidecars import check_same, identity, read_identity, read_images
-from s2clip.results.visualize import overlay, voc_palette
+from s2clip.results.visualize import overlay
 from s2clip.version import __version__
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class Result:
     def _png_bytes(self) -> bytes:
         image = Image.fromarray(self._labels())
         if image.mode == "L":
-            image.putpalette(voc_palette().tobytes())
+            image.putpalette(png_palette())
         return _encoded(image)
 
     def _overlay_bytes(self) -> bytes:
@@ -255,13 +256,13 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 
 def write_classes(folder: str | PathLike, classes: Sequence[str], background: int | None = None) -> Path:
     """classes.json: id, name, words and colour of every class, the background's id and the value of ignored pixels."""
-    palette = voc_palette(len(classes)) if len(classes) <= 255 else None
+    palette = class_colours(len(classes))
     rows = [
         {
             "id": index,
             "name": name,
             "words": [word.strip() for word in name.split(";")],
-            **({} if palette is None else {"colour": palette[index].tolist()}),
+            "colour": palette[index].tolist(),
         }
         for index, name in enumerate(classes)
     ]

@@ -1,72 +1,52 @@
-"""Label maps for eyes: the colours, the overlay, its legend. Drawn with Pillow alone."""
+"""Label maps for eyes: the overlay, the names on it, its legend. Drawn with Pillow alone."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from s2clip.results.colours import class_colours
+from s2clip.results.letters import Letters
+from s2clip.results.places import find_places
 
 OVERLAY_SIDES = (768, 2048)  # an overlay is for looking: its longer side is brought into this range
 LEGEND_ROWS = 40
 
-# From Paul Tol's "bright", "muted" and "vibrant" schemes, ordered so that neighbours differ in lightness as well as in
-# hue: readable with the common colour-vision deficiencies (personal.sron.nl/~pault, "Colour schemes").
-COLOURS = (
-    (68, 119, 170),
-    (204, 187, 68),
-    (34, 136, 51),
-    (238, 102, 119),
-    (102, 204, 238),
-    (136, 34, 85),
-    (238, 119, 51),
-    (51, 34, 136),
-    (0, 153, 136),
-    (187, 187, 187),
-    (170, 68, 153),
-    (153, 153, 51),
-    (119, 68, 34),
-)
-
-
-def voc_palette(count: int = 256) -> np.ndarray:
-    """uint8 [count,3]: the Pascal VOC label palette; an id's bits are dealt to R, G and B from the top."""
-    ids = np.arange(count)
-    palette = np.zeros((count, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((ids >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
-    return palette
-
-
-def overlay_palette(count: int) -> np.ndarray:
-    """uint8 [count,3]: `COLOURS` first, then hues a golden angle apart in three lightnesses."""
-    palette = list(COLOURS[:count])
-    for index in range(len(palette), count):
-        hue = int(255 * ((index * 0.618034) % 1))
-        palette.append(Image.new("HSV", (1, 1), (hue, 150, (235, 185, 130)[index % 3])).convert("RGB").getpixel((0, 0)))
-    return np.array(palette, np.uint8).reshape(-1, 3)
-
 
 def overlay(
-    image: Tensor, segmentation: Tensor, classes: tuple[str, ...], *, opacity: float = 0.5, legend: bool = True
+    image: Tensor,
+    segmentation: Tensor,
+    classes: Sequence[str],
+    *,
+    opacity: float = 0.5,
+    legend: bool = True,
+    names: bool = True,
 ) -> Image.Image:
     """The picture tinted by class, with thin borders between regions and a legend of names and pixel shares below.
+
+    Names stand on the larger regions that have room for them, white in a dark outline.
 
     Args:
         image: uint8 [3,H,W], RGB.
         segmentation: integer [H,W], class ids; ids outside of `classes` (255, ignored) are left untinted.
         classes: names; of synonyms "house; hut" the first is shown.
         opacity: of the tint, 0 to 1.
+        legend, names: whether to draw them.
     """
     labels = segmentation.cpu().numpy()
-    palette = overlay_palette(len(classes))
+    palette = class_colours(len(classes))
     width, height = _shown_size(labels.shape[1], labels.shape[0])
     photo = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
     shown = _resize_nearest(labels, height, width)
     picture = Image.fromarray(_tint(np.asarray(photo), shown, palette, opacity))
+    first_words = [name.split(";")[0].strip() for name in classes]
+    if names:
+        _write_names(picture, shown, first_words)
     if not legend:
         return picture
-    names = [name.split(";")[0].strip() for name in classes]
     counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))].ravel(), minlength=len(classes))
-    return _with_legend(picture, names, counts / labels.size, palette)
+    return _with_legend(picture, first_words, counts / labels.size, palette)
 
 
 def _shown_size(width: int, height: int) -> tuple[int, int]:
@@ -107,6 +87,20 @@ def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
     return border
 
 
+def _write_names(picture: Image.Image, labels: np.ndarray, names: list[str]) -> None:
+    size = min(max(round(max(picture.size) / 40), 14), 40)
+    draw = ImageDraw.Draw(picture)
+
+    def box(index: int, scale: float) -> tuple[float, float]:
+        letters = Letters(round(size * scale))
+        return letters.length(names[index]) + 0.8 * letters.size, 1.5 * letters.size
+
+    for place in find_places(labels, len(names), box):
+        letters = Letters(round(size * place.scale))
+        outline = {"stroke_width": max(2, letters.size // 9), "stroke_fill": (20, 20, 20)}
+        letters.draw(draw, (place.x, place.y), names[place.class_index], "m", fill=(255, 255, 255), **outline)
+
+
 def _with_legend(picture: Image.Image, names: list[str], shares: np.ndarray, palette: np.ndarray) -> Image.Image:
     present = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index] > 0]
     if not present:
@@ -114,10 +108,10 @@ def _with_legend(picture: Image.Image, names: list[str], shares: np.ndarray, pal
     entries = [(palette[index], names[index], f"{100 * shares[index]:.1f} %") for index in present[:LEGEND_ROWS]]
     if len(present) > LEGEND_ROWS:
         entries.append(((255, 255, 255), f"and {len(present) - LEGEND_ROWS} more", ""))
-    font = ImageFont.load_default(min(max(max(picture.size) // 52, 15), 30))
-    em = font.size
-    name_width = max(font.getlength(name) for _, name, _ in entries)
-    share_width = font.getlength("100.0 %")
+    letters = Letters(min(max(max(picture.size) // 52, 15), 30))
+    em = letters.size
+    name_width = max(letters.length(name) for _, name, _ in entries)
+    share_width = letters.length("100.0 %")
     cell_width, cell_height = round(1.6 * em + name_width + 0.8 * em + share_width + 2 * em), round(1.7 * em)
     columns = max(1, min(len(entries), (picture.width - em) // cell_width))
     rows = -(-len(entries) // columns)
@@ -131,7 +125,7 @@ def _with_legend(picture: Image.Image, names: list[str], shares: np.ndarray, pal
         middle = y + cell_height // 2
         box = (x, middle - 0.45 * em, x + 0.9 * em, middle + 0.45 * em)
         draw.rounded_rectangle(box, radius=em // 5, fill=tuple(int(value) for value in colour))
-        draw.text((x + 1.6 * em, middle), name, fill=(30, 30, 30), font=font, anchor="lm")
+        letters.draw(draw, (x + 1.6 * em, middle), name, "l", fill=(30, 30, 30))
         right = x + 1.6 * em + name_width + 0.8 * em + share_width
-        draw.text((right, middle), share, fill=(110, 110, 110), font=font, anchor="rm")
+        letters.draw(draw, (right, middle), share, "r", fill=(110, 110, 110))
     return canvas

@@ -10,7 +10,7 @@ from s2clip.analysis.failures import Answered, Failures
 from s2clip.analysis.pictures import IGNORE
 from s2clip.analysis.plots.features import INCHES, plot_picture
 from s2clip.analysis.plots.style import LETTERS, first_word, new_figure
-from s2clip.results.visualize import overlay_palette
+from s2clip.results.colours import class_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def plot_labels(axes: Axes, labels: np.ndarray, classes: int, title: str) -> None:
     """Class numbers [H,W] in the overlay's colours; 255 stays white."""
-    colours = np.append(overlay_palette(classes), [[255, 255, 255]], 0)
+    colours = np.append(class_colours(classes), [[255, 255, 255]], 0)
     axes.imshow(colours[np.where(labels == IGNORE, classes, labels)], interpolation="nearest")
     axes.set_title(title, fontsize=LETTERS)
     axes.set_xticks([])
@@ -52,7 +52,7 @@ def failures_figure(found: Failures) -> Figure:
         plot_labels(row[2], one.segmentation, len(found.classes), f"answer: mIoU {100 * one.miou:.0f} %")
         plot_errors(row[3], one, f"wrong: {100 * (1 - one.accuracy):.0f} % of the pixels")
         shown |= set(np.unique(truth)) | set(np.unique(one.segmentation))
-    palette = overlay_palette(len(found.classes)) / 255
+    palette = class_colours(len(found.classes)) / 255
     entries = [
         Patch(facecolor=palette[index], label=first_word(found.classes[index])) for index in sorted(shown - {IGNORE})
     ]

@@ -10,7 +10,6 @@ import numpy as np
 
 from s2clip.errors import MissingExtraError
 from s2clip.files import whole_file
-from s2clip.results.visualize import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +21,24 @@ HEAT = "cividis"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 GREY = "0.35"
+
+# From Paul Tol's "bright", "muted" and "vibrant" schemes, ordered so that neighbours differ in lightness as well as in
+# hue: readable with the common colour-vision deficiencies (personal.sron.nl/~pault, "Colour schemes").
+COLOURS = (
+    (68, 119, 170),
+    (204, 187, 68),
+    (34, 136, 51),
+    (238, 102, 119),
+    (102, 204, 238),
+    (136, 34, 85),
+    (238, 119, 51),
+    (51, 34, 136),
+    (0, 153, 136),
+    (187, 187, 187),
+    (170, 68, 153),
+    (153, 153, 51),
+    (119, 68, 34),
+)
 
 
 def require_matplotlib() -> None:
@@ -51,7 +68,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def colour(index: int) -> tuple[float, float, float]:
-    """The overlay's colours as matplotlib takes them."""
+    """Colours of lines and bars as matplotlib takes them."""
     red, green, blue = COLOURS[index % len(COLOURS)]
     return red / 255, green / 255, blue / 255
 
