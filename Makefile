@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet -e '.[dev]'
 .PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints fuzz lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
-.venv/stamp: setup.py pyproject.toml constraints.txt
+.venv/stamp: setup.py pyproject.toml constraints.txt tests/readers.txt
 	@$(PYTHON) -c 'import sys; sys.exit("s2clip needs Python >= 3.11, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo 'setting up .venv: PyTorch and its CUDA libraries are about 3 GB, once'
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,7 @@ INSTALL := $(BIN)/python -m pip install --quiet -e '.[dev]'
 	  echo 'constraints.txt cannot be met here: pip says above what is missing (often a cap on torch in its own configuration).'; \
 	  echo "Installing by the ranges of setup.py instead: tested at both of their ends, not at what pip chooses now."; \
 	  $(INSTALL); }
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/readers.txt
 	@touch $@
 
 demo: .venv/stamp

@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent
 VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 
 DEMO = ["gradio>=6"]
+SUPERVISION = ["supervision>=0.27"]
+YOLO = ["opencv-python-headless>=4.10"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
@@ -24,6 +26,13 @@ TEST = [
     "colorspacious>=1.1",
     "fonttools>=4.50",
     *DEMO,
+    *SUPERVISION,
+    # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
+    "json-stream>=2.3",
+    "shapely>=2",
+    "imagesize>=1.4",
+    "loguru>=0.7",
+    "imgviz>=1.7",
     "scikit-learn>=1.5",
     *PLOT,
     *DIFFUSION,
@@ -67,6 +76,8 @@ setup(
         "coco": ["pycocotools>=2.0.11"],
         "trident": ["scikit-image>=0.24"],
         "demo": DEMO,
+        "supervision": SUPERVISION,
+        "yolo": YOLO,
         "diffusion": DIFFUSION,
         "plot": PLOT,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],

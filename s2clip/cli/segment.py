@@ -14,7 +14,7 @@ from s2clip.cli.effects import refuse_without_effect
 from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import INPUTS_FAILED
-from s2clip.errors import ImageError
+from s2clip.errors import ImageError, reject
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,15 @@ MEGAPIXELS = 64.0
 @click.option("--threshold", type=float, help="Pixels whose best score is lower become --background, else unlabelled.")
 @click.option("--background", metavar="CLASS", help="One of the classes; for --threshold.")
 @click.option("-o", "--output", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder.")
-@names_option("--format", "formats", default=("png", "overlay"), show_default=True, help="Of png, overlay, coco, npz.")
+@names_option(
+    "--format",
+    "formats",
+    default=("png", "overlay"),
+    show_default=True,
+    help="Of png, overlay, coco, npz, labelme; data sets of the run: coco-dataset, yolo, label-studio, cvat.",
+)
+@click.option("--per", default="region", show_default=True, help="Masks of the data sets: one per region or per class.")
+@click.option("--no-names", is_flag=True, help="No names on the overlay's regions.")
 @click.option("--recursive", is_flag=True, help="Folders with all that is below them; the output keeps their tree.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose results are in the folder already.")
 @click.option("--max-megapixels", default=MEGAPIXELS, show_default=True, help="Larger pictures are refused unread.")
@@ -49,6 +57,8 @@ def segment(
     background: str | None,
     output: Path,
     formats: tuple[str, ...],
+    per: str,
+    no_names: bool,
     recursive: bool,
     resume: bool,
     max_megapixels: float,
@@ -65,6 +75,8 @@ def segment(
     from s2clip.pictures.inputs import find
     from s2clip.pictures.reading import Failure
     from s2clip.results.folder import OutputFolder
+    from s2clip.results.formats import DATASETS, open_datasets
+    from s2clip.results.formats.pieces import PER
     from s2clip.results.naming import name_outputs
     from s2clip.results.result import check_formats
     from s2clip.results.sidecars import written_in
@@ -80,6 +92,13 @@ def segment(
         if not 0 < max_seconds_per_picture <= 86_400:
             raise ValueError(
                 f"--max-seconds-per-picture: expected seconds up to a day, received {max_seconds_per_picture:g}"
+            )
+        if per not in PER:
+            reject("--per", "region or class", repr(per))
+        runs = [name for name in chosen if name in DATASETS]
+        if resume and runs:
+            raise ValueError(
+                f"--resume: a data set of the run ({', '.join(runs)}) is written in one go; leave --resume out"
             )
         found = find(sources, recursive=recursive, output=output, results=written_in)
         pictures, failures = found.pictures, found.failures
@@ -105,13 +124,17 @@ def segment(
         if len(todo) < asked:
             say(f"{asked - len(todo)} of {asked} pictures were done before", err=True)
         results = segmenter.stream([picture for picture, _ in todo], on_error="record")
+        datasets = open_datasets(chosen, output, words.classes, per)
+        own = [name for name in chosen if name not in datasets]
         try:
             for picture, stem in progress(todo, show_progress):
                 try:
                     result = next(results)
                     if isinstance(result, Failure):
                         raise result.error
-                    record = result.record(result.save(output, chosen, stem=stem, sidecars=False))
+                    paths = result.save(output, own, stem=stem, sidecars=False, names=not no_names)
+                    paths |= {name: dataset.put(result, stem) for name, dataset in datasets.items()}
+                    record = result.record(paths)
                     folder.add(picture, stem, record)
                     done.append(record)
                 except Exception as error:  # none of one picture's errors ends the others
@@ -126,6 +149,8 @@ def segment(
         finally:
             results.close()
             folder.finish(_failed(failures))
+            for dataset in datasets.values():
+                dataset.close()
     if as_json:
         say(json.dumps({"images": done, "failed": _failed(failures)}, allow_nan=False))
     for source, reason in failures:

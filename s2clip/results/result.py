@@ -7,6 +7,8 @@ Files of a picture named STEM:
     STEM.overlay.png   for eyes: the picture tinted by class, with a legend
     STEM.coco.json     COCO: one run-length encoded mask per class present (category_id = class id)
     STEM.npz           labels, confidence (float16), classes; loads with allow_pickle=False
+    STEM.labelme.json  labelme: a mask per region
+    annotations.coco.json, yolo/, label-studio.json, cvat.xml    data sets of a whole run, see `s2clip.results.formats`
     classes.json       names and colours of the ids;   run.json   settings, versions, weight hashes, timings
 """
 
@@ -31,15 +33,20 @@ from torch import Tensor
 from s2clip.errors import OutputError, first_few, reject
 from s2clip.files import whole_file, writable_folder, write_json
 from s2clip.results.colours import class_colours, png_palette
+from s2clip.results.formats import DATASETS, open_datasets
+from s2clip.results.formats.labelme import labelme_bytes
+from s2clip.results.formats.objects import to_supervision, to_transformers
 from s2clip.results.sidecars import check_same, identity, read_identity, read_images
 from s2clip.results.visualize import overlay
 from s2clip.version import __version__
 
 if TYPE_CHECKING:
+    from supervision import Detections
+
     from s2clip.ops import Components
     from s2clip.results.refined import Refined
 
-FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz"}
+FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz", "labelme": ".labelme.json"}
 IGNORE = 255
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "open_clip_torch", "timm", "segment-anything")
 
@@ -137,13 +144,18 @@ class Result:
         *,
         stem: str | None = None,
         sidecars: bool = True,
+        names: bool = True,
+        per: str = "region",
     ) -> dict[str, Path]:
         """Write the chosen formats into `folder`, each file whole or not at all; returns the paths by format.
 
         Args:
-            formats: of "png", "overlay", "coco" (needs the extra `coco`), "npz".
+            formats: of "png", "overlay", "coco", "npz", "labelme", and the data sets "coco-dataset", "yolo",
+                "label-studio", "cvat", which then hold this one picture (docs/formats.md).
             stem: name of the files; default the source's own, else "result".
             sidecars: also write classes.json and run.json, which describe all pictures saved into the folder.
+            names: of the overlay, whether names stand on the regions.
+            per: of the data sets, a mask for every "region" or for every "class".
 
         Raises:
             ValueError: unknown format; overlay of a result without image; a file that would replace the source.
@@ -152,7 +164,7 @@ class Result:
         """
         formats = check_formats(formats)
         stem = stem or (Path(self.source).stem if self.source else "result")
-        paths = {name: Path(folder) / f"{stem}{FORMATS[name]}" for name in formats}
+        paths = {name: Path(folder) / f"{stem}{FORMATS[name]}" for name in formats if name in FORMATS}
         if "overlay" in formats and self.image is None:
             raise ValueError("formats: 'overlay' needs the picture, and this result was made without image")
         for path in paths.values():
@@ -165,9 +177,14 @@ class Result:
         for parent in {path.parent for path in paths.values()} - {folder}:
             writable_folder(parent)
         for name, path in paths.items():
-            content = getattr(self, f"_{name}_bytes")()
+            content = self._content(name, path, names)
             with whole_file(path) as handle:
                 handle.write(content)
+        for name, dataset in open_datasets(formats, Path(folder), self.classes, per).items():
+            try:
+                paths[name] = dataset.put(self, stem)
+            finally:
+                dataset.close()
         if sidecars:
             record = self.record(paths)
             others = read_images(folder) if read_identity(folder) == common else []
@@ -193,14 +210,27 @@ class Result:
         labels = self.segmentation.cpu().numpy()
         return np.where((labels >= 0) & (labels < len(self.classes)), labels, np.iinfo(dtype).max).astype(dtype)
 
+    def _content(self, name: str, path: Path, names: bool) -> bytes:
+        """What stands in the file of a format."""
+        if name == "overlay":
+            return _encoded(overlay(self.image, self.segmentation, self.classes, names=names))
+        if name == "labelme":
+            return labelme_bytes(self, path.parent)
+        return getattr(self, f"_{name}_bytes")()
+
+    def to_supervision(self, per: str = "region") -> "Detections":
+        """`supervision.Detections`, one per connected region or per class (extra `supervision`)."""
+        return to_supervision(self, per)
+
+    def to_transformers(self) -> list[dict[str, Any]]:
+        """As the image-segmentation pipeline of transformers answers: dicts of score, label and mask, one per class."""
+        return to_transformers(self)
+
     def _png_bytes(self) -> bytes:
         image = Image.fromarray(self._labels())
         if image.mode == "L":
             image.putpalette(png_palette())
         return _encoded(image)
-
-    def _overlay_bytes(self) -> bytes:
-        return _encoded(overlay(self.image, self.segmentation, self.classes))
 
     def _npz_bytes(self) -> bytes:
         buffer = BytesIO()
@@ -247,8 +277,10 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     """The formats without repetition; ValueError for unknown ones, OutputError where an extra is missing."""
     formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     for name in formats:
-        if name not in FORMATS:
-            reject("formats", f"some of {', '.join(FORMATS)}", repr(name))
+        if name not in FORMATS and name not in DATASETS:
+            reject("formats", f"some of {', '.join((*FORMATS, *DATASETS))}", repr(name))
+        if name in DATASETS:
+            DATASETS[name].check(name)
     if "coco" in formats and find_spec("pycocotools") is None:
         raise OutputError("formats: 'coco' needs pycocotools: pip install 's2clip[coco]'")
     return formats
