@@ -213,7 +213,7 @@ def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatc
         (["--classes", "sky", "--refine", "magic"], "none"),
         (["--classes", "sky", "--threshold", "2", "--background", "sky"], "threshold"),
         (["--classes", "sky", "--threshold", "0.5", "--background", "tree"], "background"),
-        (["--classes", "sky", "--format", "png,gif"], "png, overlay, coco, npz, received 'gif'"),
+        (["--classes", "sky", "--format", "png,gif"], "cvat, received 'gif'"),
         (["--classes", "sky", "--max-megapixels", "0"], "--max-megapixels"),
         (["--classes", "sky", "--max-megapixels", "nan"], "--max-megapixels"),
         (["--classes", "sky", "--device", "toaster"], "--device must be"),
