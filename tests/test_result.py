@@ -167,7 +167,7 @@ def test_the_picture_itself_is_never_replaced(tmp_path):
 
 
 def test_errors_name_what_is_valid(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="expected some of png, .*, cvat, received 'jpeg'"):
+    with pytest.raises(ValueError, match=r"expected some of png, .*, cvat, received 'jpeg'"):
         make_result().save(tmp_path, ("png", "jpeg"))
     with pytest.raises(ValueError, match="without image"):
         make_result(image=None).save(tmp_path)
