@@ -14,6 +14,7 @@ from safetensors import safe_open
 from segment_anything.modeling import Sam
 from timm.models.vision_transformer import VisionTransformer
 
+from s2clip.backbones.sam import input_size
 from s2clip.backbones.tiny_dino import build_dino, load_dino_model
 from s2clip.backbones.tiny_file import load_model, read_header, write_model
 from s2clip.backbones.tiny_sam import load_sam_model
@@ -45,10 +46,15 @@ def dino_tokens(model: VisionTransformer, image: torch.Tensor) -> torch.Tensor:
 
 
 def predict(model: Sam, image: torch.Tensor, **prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks bool [R,h,w] and predicted IoU [R] of segment_anything's own forward, the picture at full size."""
-    size = model.image_encoder.img_size
-    assert max(image.shape[-2:]) == size
-    record = {"image": image, "original_size": tuple(image.shape[-2:]), **prompts}
+    """Masks bool [R,h,w] and predicted IoU [R] of segment_anything's own forward; boxes and points in the picture."""
+    size = tuple(image.shape[-2:])
+    frame = model.image_encoder.img_size
+    for name in ("boxes", "point_coords"):
+        if name in prompts:
+            prompts[name] = prompts[name] * (frame / max(size))
+    inner = input_size(size, frame)
+    image = F.interpolate(image[None], inner, mode="bilinear", antialias=True)[0]
+    record = {"image": image, "original_size": size, **prompts}
     out = model([record], multimask_output=False)[0]
     return out["masks"][:, 0], out["iou_predictions"][:, 0]
 

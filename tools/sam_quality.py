@@ -18,32 +18,29 @@ from scene_pool import scene_pool
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from s2clip.backbones.sam import encode_images
 from s2clip.backbones.tiny_sam import load_sam_model
 from s2clip.scenes import CLASSES
 
+Embedding = tuple[Tensor, tuple[int, int]]
 HELD_OUT_SEED, SCENES, MINIMAL_AREA, IOU_THRESHOLD = 600_000, 64, 40, 0.8
 
 
-def _embed(sam: Sam, image: Tensor) -> Tensor:
-    size = sam.image_encoder.img_size
-    h, w = image.shape[-2:]
-    normalised = (image.float() - sam.pixel_mean) / sam.pixel_std
-    return sam.image_encoder(F.pad(normalised, (0, size - w, 0, size - h))[None])
-
-
 def _masks(
-    sam: Sam, embedding: Tensor, valid: tuple[int, int], boxes, points=None, masks=None
+    sam: Sam, embedding: Embedding, valid: tuple[int, int], boxes, points=None, masks=None
 ) -> tuple[Tensor, Tensor]:
-    """-> logits [R,h,w] at the picture's size, predicted IoU [R]."""
-    labelled = None if points is None else (points, torch.ones(len(points), 1))
-    sparse, dense = sam.prompt_encoder(labelled, boxes, masks)
-    logits, iou = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
+    """Boxes and points in pixels of the picture -> logits [R,h,w] at its size, predicted IoU [R]."""
+    features, inner = embedding
     size = sam.image_encoder.img_size
-    full = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-    return full[:, 0, : valid[0], : valid[1]], iou[:, 0]
+    scale = size / max(valid)
+    labelled = None if points is None else (points * scale, torch.ones(len(points), 1))
+    sparse, dense = sam.prompt_encoder(labelled, boxes * scale, masks)
+    logits, iou = sam.mask_decoder(features, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
+    full = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
+    return F.interpolate(full, size=valid, mode="bilinear", align_corners=False)[:, 0], iou[:, 0]
 
 
-def _refine(sam: Sam, embedding: Tensor, probability: Tensor) -> tuple[Tensor, int, int]:
+def _refine(sam: Sam, embedding: Embedding, probability: Tensor) -> tuple[Tensor, int, int]:
     """Probabilities [K,h,w] -> refined labels [h,w], regions kept, regions."""
     coarse = probability.argmax(0)
     h, w = coarse.shape
@@ -82,7 +79,7 @@ def sam_quality(sam: Sam) -> dict[str, float]:
     before, after = np.zeros((k, k)), np.zeros((k, k))
     ious, predicted, kept, regions = [], [], 0, 0
     for image, label, p in zip(images, labels.long(), probability, strict=True):
-        embedding = _embed(sam, image)
+        embedding = encode_images(sam, image[None].float() / 255)
         truth = [mask for _, mask in components(label.numpy(), MINIMAL_AREA)]
         boxes = torch.from_numpy(np.stack([tight_box(mask) for mask in truth]))
         logits, iou = _masks(sam, embedding, tuple(label.shape), boxes)

@@ -55,7 +55,8 @@ class Refinement:
 
 
 # The tiny SAM sees pictures of about 128x96: 10 of its 64x48 half pixels are what 225 of 256x187 are to VOC's.
-RECIPES = {"sam-tiny": Refinement(minimal_area=10)}
+# Its estimate of an IoU is rough: on scenes 300 to 331 naclip reads 82.0 with a threshold of 0.8 and 83.1 with 0.4.
+RECIPES = {"sam-tiny": Refinement(minimal_area=10, sam_iou_threshold=0.4)}
 
 ABLATIONS: dict[str, dict[str, bool]] = {
     "w/o components": {"use_components": False},
