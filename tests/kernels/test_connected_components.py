@@ -229,7 +229,7 @@ PTX = """
 import re
 from s2clip.kernels import inspect
 wanted = {"_merge_kernel": "u8 8 ignore", "_flatten_kernel": "i32 8"}
-for case in inspect.cases("connected_components", 90):
+for case in sorted(inspect.cases("connected_components", 90), key=lambda case: case.name, reverse=True):
     if wanted.get(case.kernel.__name__) == case.name:
         ptx = inspect.compile_case(case, 90).asm["ptx"]
         print(*sorted(set(re.findall(r"bar\\.sync|(?:atom|red|ld|st)\\.(?:global|shared)[a-z0-9.:]*", ptx))))
