@@ -33,6 +33,9 @@ class DeviceQueue:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.ahead = 0 if self.stream is None else 1
 
+    def __reduce__(self) -> tuple:
+        return DeviceQueue, (self.device,)
+
     def __call__(self, compute: Compute, pictures: Sequence[Picture]) -> Finish:
         if self.stream is None:
             return compute(pictures)

@@ -25,8 +25,10 @@ from s2clip.published.extension import Extension, resolve_extension
 from s2clip.refinement.regions import RegionSource, described
 from s2clip.refinement.results import refine_results
 from s2clip.results.result import Result
+from s2clip.shelter import sheltered
 from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.values import ignored_id
+from s2clip.words.lists import equal_words, remarks
 from s2clip.words.text import TextEncoder, Vocabulary, vocabulary
 from s2clip.words.text_cache import VectorFiles
 
@@ -103,6 +105,7 @@ class Predictor:
         self._queue = pipeline.DeviceQueue(clip.device)
         self._text = TextEncoder(clip, files=text_files)
         self._class_index: tuple[tuple[int, ...], Tensor] | None = None
+        self._remarked: Vocabulary | None = None
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +130,7 @@ class Predictor:
             "method": dataclasses.asdict(self.method),
         }
 
+    @sheltered()
     def _read(self, source: Source) -> Picture | Failure:
         limits = {"max_pixels": self.max_pixels, "max_seconds": self.max_seconds}
         return read(source, **limits, pin=self.device.type == "cuda")
@@ -181,7 +185,17 @@ class Predictor:
         if unknown := self.clip.unknown_words(list(words.words)):
             words_said = first_few(unknown, SAID)
             logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
+        self._remark(words)
         return words, number
+
+    def _remark(self, words: Vocabulary) -> None:
+        """Say what is seldom meant in these classes, once."""
+        if words == self._remarked:
+            return
+        self._remarked = words
+        context_length = getattr(getattr(self.clip, "model", None), "context_length", None)
+        for line in [*remarks(words.classes), *equal_words(words.words, self._rows(words), context_length)]:
+            logger.warning("%s", line)
 
     def _rows(self, words: Vocabulary) -> Tensor:
         """Unit rows [Q+E,C] of the words, and of those that the method adds."""
@@ -192,7 +206,7 @@ class Predictor:
         results, scores = [], []
         for one in encoded:
             watch = Stopwatch(self.device)
-            with torch.inference_mode():
+            with sheltered():
                 with watch("text"):
                     text = self._rows(words)
                 with watch("classify"):
@@ -200,7 +214,7 @@ class Predictor:
                     scores.append(maps)
             results.append(
                 Result(
-                    segmentation=labels.clone(),  # outside inference mode: tensors that may be written to
+                    segmentation=labels.clone(),  # its own: kernels may keep theirs
                     confidence=confidence.clone(),
                     classes=words.classes,
                     background=background,

@@ -28,6 +28,7 @@ from s2clip.refinement.regions import Regions
 from s2clip.refinement.results import refine_given
 from s2clip.refinement.settings import Refinement
 from s2clip.results.result import Result
+from s2clip.shelter import sheltered
 from s2clip.words.text import Vocabulary
 
 NAMES_SHOWN = 8
@@ -40,7 +41,8 @@ class Segmenter(Predictor):
         segmenter.set_classes(["sky", "house; hut", "tree"])
         result = segmenter("photo.jpg")
 
-    Predicting changes no global state: random numbers, precision, gradient and thread settings stay as they are. The
+    No setting of torch changes what is predicted (autocast, default dtype: `s2clip.shelter`), and predicting changes no
+    global state: random numbers, precision, gradient and thread settings stay as they are. The
     same picture gives the same labels whatever else is in the list (on CUDA: see `mix_pictures` of `Encoder`).
     """
 
@@ -48,6 +50,7 @@ class Segmenter(Predictor):
     _background: int | None = None
 
     @classmethod
+    @sheltered()
     def from_pretrained(
         cls,
         model: str = "tiny",
@@ -139,6 +142,7 @@ class Segmenter(Predictor):
         """The classes that were set, or ()."""
         return self._vocabulary.classes if self._vocabulary else ()
 
+    @sheltered()
     def set_classes(
         self,
         classes: str | Sequence[str],
@@ -155,7 +159,8 @@ class Segmenter(Predictor):
             allow_repeats: take lists that hold a word twice, as published ones do; the first class wins it.
 
         Raises:
-            ValueError: no class, an empty or repeated name, an unknown background, or an area_threshold without one.
+            ValueError: no class, no order (a set), an empty or repeated name, an unknown background, or an
+                area_threshold without one.
         """
         words, number = self._resolve(classes, background, allow_repeats)
         self._rows(words)
@@ -266,10 +271,12 @@ class Segmenter(Predictor):
         sizes = [None if isinstance(one, Failure) else tuple(one.pixels.shape[1:]) for one in batch]
         return cap.together([0 if size is None else self._encoder.plan(size).resident for size in sizes])
 
+    @sheltered()
     def _compute(self, pictures: Sequence[Picture]) -> pipeline.Finish:
         results = self._segment(self._encode(pictures), self._require_classes(), self._background)
         return lambda: _checked(results)
 
+    @sheltered()
     def encode(self, source: Source) -> Encoded:
         """The picture's features, to be segmented with many sets of words: the expensive half."""
         encoded = self._encode([self._read_or_raise(source)])[0]
@@ -277,6 +284,7 @@ class Segmenter(Predictor):
             torch.cuda.current_stream(self.device).synchronize()  # under a cap the copy to the host was only queued
         return encoded
 
+    @sheltered()
     def segment(
         self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
     ) -> Result:
@@ -288,7 +296,7 @@ class Segmenter(Predictor):
         words, number = self._chosen(classes, background)
         return _checked(self._segment([encoded], words, number))[0]
 
-    @torch.inference_mode()
+    @sheltered()
     def scores(
         self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
     ) -> ScoreMaps:
@@ -301,6 +309,7 @@ class Segmenter(Predictor):
         settings = words.class_index, number, self._models, self.method
         return self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
 
+    @sheltered()
     def refine(self, image: Source, labels: Tensor, scores: Tensor) -> Result:
         """Refine anybody's coarse map by SAM; no classes need to be set.
 

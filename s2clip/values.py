@@ -3,17 +3,18 @@
 import json
 import math
 from collections.abc import Collection, Iterator
+from numbers import Integral, Real
 from typing import Any
 
 
 def is_real(value: object) -> bool:
-    """A finite int or float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite int or float, NumPy's included."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: object) -> bool:
-    """An int."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """An int, NumPy's included."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def ignored_id(classes: int) -> int:
@@ -34,3 +35,8 @@ def differences(there: Any, here: Any, free: Collection[str] = (), name: str = "
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number as Python's, which JSON can say and every check knows; all else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value

@@ -18,6 +18,7 @@ from s2clip.analysis.pairs import BINS, PairHistogram, PrecisionRecall, pair_blo
 from s2clip.analysis.patches import patch_labels
 from s2clip.analysis.pictures import IGNORE, Picture
 from s2clip.errors import reject
+from s2clip.shelter import sheltered
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def _unit(rows: Tensor) -> Tensor:
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
 
 
-@torch.inference_mode()
+@sheltered()
 def semantic_consistency(
     sets: Mapping[str, Iterable[Picture]],
     clip,

@@ -17,6 +17,7 @@ from s2clip.analysis.layers import check_layers, layer_maps, prepare
 from s2clip.analysis.pictures import Picture
 from s2clip.errors import reject
 from s2clip.kernels.reference import spatial_distribution
+from s2clip.shelter import sheltered
 
 
 class SpatialStatistics(NamedTuple):
@@ -101,7 +102,7 @@ class LayerEntropy:
         return header, rows
 
 
-@torch.inference_mode()
+@sheltered()
 def layer_entropy(
     sets: Mapping[str, Iterable[Picture]],
     clip,

@@ -10,6 +10,7 @@ from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.recipe import RECIPES
 from s2clip.pictures.windows import resize, resized_size
+from s2clip.shelter import sheltered
 
 
 def default_short_side(model: str) -> int:
@@ -58,7 +59,7 @@ def layer_maps(clip, images: Tensor, layers: Sequence[int] | None = None) -> dic
     return {layer: states[layer][:, 1:].unflatten(1, grid) for layer in chosen}
 
 
-@torch.inference_mode()
+@sheltered()
 def picture_maps(
     pixels: Tensor,
     clip,

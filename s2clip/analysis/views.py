@@ -22,6 +22,7 @@ from s2clip.backbones.vfm import VFM_NAMES
 from s2clip.errors import reject
 from s2clip.methods.method import TERMS
 from s2clip.published.catalogue import METHODS
+from s2clip.shelter import sheltered
 
 
 class View(NamedTuple):
@@ -84,7 +85,7 @@ def parse_view(name: str, clip) -> View:
     reject("view", expected, repr(name))
 
 
-@torch.inference_mode()
+@sheltered()
 def feature_maps(
     pixels: Tensor,
     views: Sequence[View],

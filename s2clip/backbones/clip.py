@@ -27,6 +27,7 @@ from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, r
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.errors import WeightsError
 from s2clip.names import match_name
+from s2clip.shelter import sheltered
 
 # Our name -> open_clip's architecture. OpenAI and MetaCLIP ("fullcc", 2.5 billion pictures) trained with QuickGELU, and
 # open_clip's plain "ViT-B-16" builds GELU.
@@ -227,6 +228,7 @@ def build_clip(name: str) -> CLIP:
     return model
 
 
+@sheltered()
 def load_clip(
     name: str = "tiny",
     *,

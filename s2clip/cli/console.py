@@ -49,11 +49,21 @@ def check_device(device: str | None) -> None:
     if device is None:
         return
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError:
-        raise ValueFailure(f"--device must be cpu, cuda or cuda:N, received {device!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFailure("--device cuda: torch finds no CUDA device here; s2clip doctor tells more")
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda", "mps", "xpu"):
+        raise ValueFailure(f"--device must be cpu, cuda, cuda:N, mps or xpu, received {device!r}")
+    here = ["cpu"]
+    if torch.cuda.is_available():
+        here += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here += ["mps", "mps:0"]
+    if torch.xpu.is_available():
+        here += ["xpu", *(f"xpu:{index}" for index in range(torch.xpu.device_count()))]
+    if wanted.type != "cpu" and str(wanted) not in here:
+        no_cuda = "torch finds no CUDA device here" if wanted.type == "cuda" and "cuda" not in here else "not here"
+        raise EnvironmentFailure(f"--device {device}: {no_cuda}; here: {', '.join(here)}; s2clip doctor tells more")
 
 
 def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
@@ -66,9 +76,13 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
 
 
 def say(text: str, err: bool = False) -> None:
-    """A line of output; of file names that are not text, what cannot be shown becomes "?"."""
+    """A line of output; what the stream's code page does not have becomes "?"."""
+    stream = sys.stderr if err else sys.stdout
+    page = getattr(stream, "encoding", None) or "utf-8"
+    if page.lower().replace("-", "") in ("ascii", "usascii", "646"):
+        page = "utf-8"  # click takes ASCII for a misunderstanding
     with _above_bars():
-        click.echo(text.encode("utf-8", "replace").decode(), err=err)
+        click.echo(text.encode("utf-8", "replace").decode().encode(page, "replace").decode(page), err=err)
 
 
 def _above_bars() -> AbstractContextManager[None]:

@@ -80,6 +80,7 @@ def segment(
     from s2clip.results.naming import name_outputs
     from s2clip.results.result import check_formats
     from s2clip.results.sidecars import written_in
+    from s2clip.words.lists import understood
     from s2clip.words.text import vocabulary
 
     with usage_errors():
@@ -123,6 +124,8 @@ def segment(
         ]
         if len(todo) < asked:
             say(f"{asked - len(todo)} of {asked} pictures were done before", err=True)
+        if not as_json and show_progress:
+            say(understood(words.classes))
         results = segmenter.stream([picture for picture, _ in todo], on_error="record")
         datasets = open_datasets(chosen, output, words.classes, per)
         own = [name for name in chosen if name not in datasets]
@@ -160,12 +163,13 @@ def segment(
         sys.exit(INPUTS_FAILED)
 
 
-def _class_names(classes: Sequence[str], classes_file: Path | None) -> str | list[str]:
+def _class_names(classes: Sequence[str], classes_file: Path | None) -> list[str]:
     if (not classes) == (classes_file is None):
         raise ValueError("give the classes by --classes or by --classes-file")
+    from s2clip.words.lists import parse_classes, read_classes
+
     if classes:
-        return ", ".join(classes)
-    from s2clip.words.text import read_classes
+        return [entry for text in classes for entry in parse_classes(text)]
 
     try:
         return read_classes(classes_file)

@@ -55,6 +55,10 @@ class GraphCache:
         self._graphs: OrderedDict[tuple, Function] = OrderedDict()
         self._seen: OrderedDict[tuple, int] = OrderedDict()
 
+    def __reduce__(self) -> tuple:
+        """Graphs are a process's own: a copy captures anew."""
+        return _new_cache, (self.function, self.after, self.capacity, self.capture)
+
     def __call__(self, *tensors: Tensor, **constants: Any) -> tuple[Tensor, ...]:
         sizes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors)
         key = (sizes, tuple(sorted(constants.items())))
@@ -76,6 +80,10 @@ class GraphCache:
             return False
         del self._seen[key]  # once dropped from the graphs it has to come as often again
         return True
+
+
+def _new_cache(function: Function, after: int, capacity: int, capture: Any) -> GraphCache:
+    return GraphCache(function, after=after, capacity=capacity, capture=capture)
 
 
 def classify(

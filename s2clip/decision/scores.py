@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.shelter import sheltered
+
 CHUNK = 1 << 21
 """Elements of planes made at a time, 8 MiB in fp32: 21 classes of a VOC picture at half size at once, and one plane of
 2048x1024."""
@@ -45,6 +47,7 @@ class ScoreMaps:
         for group in self.chunks(classes, (-(-rows // 2), columns)):  # twice the elements: each group costs full maps
             yield group, self.planes(group, self.fine_size)
 
+    @sheltered()
     def whole(self, size: tuple[int, int]) -> Tensor:
         """All planes at once [K,*size], to the bit what `summary` sees."""
         groups = self.chunks(range(self.classes), self.largest(size))
@@ -56,6 +59,7 @@ class ScoreMaps:
         for start in range(0, len(classes), step):
             yield classes[start : start + step]
 
+    @sheltered()
     def summary(self, class_map: Tensor) -> Summary:
         """class_map [h,w] of any integers → `Summary` at its size. A score that is not finite makes `best` so."""
         size = (class_map.shape[0], class_map.shape[1])
@@ -83,6 +87,7 @@ class DenseScores(ScoreMaps):
         self.device = scores.device
         self.fine_size = tuple(scores.shape[1:])
 
+    @sheltered()
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
         consecutive = classes[-1] - classes[0] + 1 == len(classes)
         chosen = self.scores[classes[0] : classes[-1] + 1] if consecutive else take(self.scores, classes)
@@ -119,6 +124,7 @@ class LogitScores(ScoreMaps):
         self.fine_size = half_size(size)
         self._normaliser: dict[tuple[int, int], Tensor] = {}
 
+    @sheltered()
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
         log_sum = self._log_sum(size)
         position = {index: row for row, index in enumerate(classes)}
@@ -130,6 +136,7 @@ class LogitScores(ScoreMaps):
             _merge_words(probability, rows, planes[:, strip])
         return planes
 
+    @sheltered()
     def summary(self, class_map: Tensor) -> Summary:
         size = (class_map.shape[0], class_map.shape[1])
         words = range(len(self.logits))

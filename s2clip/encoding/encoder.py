@@ -15,6 +15,7 @@ from s2clip.encoding.hooks import Models, Windows, window_hooks
 from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.pictures.windows import Box, Splice, cut_windows, nearest, padded_size, padding, resized_size, window_boxes
+from s2clip.shelter import sheltered
 from s2clip.stopwatch import Stopwatch, Timings
 
 
@@ -92,7 +93,7 @@ class Encoder:
                 if value is not None and method.crop is not None and value % patch:
                     reject(name, f"a multiple of {patch}, the patch of {clip.name}, for merge='splice'", value)
 
-    @torch.inference_mode()
+    @sheltered()
     def __call__(self, pictures: Sequence[Tensor], regions: Sequence[Tensor] | None = None) -> list[Encoded]:
         """Pictures uint8 [3,H,W], of any sizes, in order; regions: ids [H,W] of each, for a method that needs them."""
         jobs = [self._prepare(*one) for one in zip(pictures, regions or [None] * len(pictures), strict=True)]

@@ -31,6 +31,7 @@ from s2clip.evaluation.metrics import confusion_matrix
 from s2clip.evaluation.pictures import Item
 from s2clip.evaluation.report import MODELS, Report
 from s2clip.files import writable_folder
+from s2clip.shelter import sheltered
 
 try:
     import resource
@@ -42,6 +43,7 @@ NO_BAR = partial(tqdm, disable=True)
 MIB = 1024 * 1024
 
 
+@sheltered()
 def evaluate_dataset(
     answers: Any,
     dataset: Any,

@@ -102,7 +102,7 @@ def indices(argument: str, value: object, length: int, letter: str) -> Tensor:
     """`length` integers as a tensor [letter]: a tensor as it is, a sequence as an int64 CPU tensor."""
     if not isinstance(value, Tensor):
         try:
-            value = torch.tensor(value, dtype=None if len(value) else torch.int64)
+            value = torch.tensor(value, dtype=None if len(value) else torch.int64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             fail(argument, f"integers [{letter}]", value)
     if value.dtype not in INTEGERS or value.shape != (length,):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from s2clip.kernels import reference
 from s2clip.ops import checks
+from s2clip.shelter import settled
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -35,7 +36,14 @@ class Op:
             kernels = importlib.import_module(f"s2clip.kernels.{module or name}")
             return getattr(kernels, function or "launch")(*arguments)
 
-        body = body or (lambda run, *arguments: run(*arguments))
+        given = body or (lambda run, *arguments: run(*arguments))
+
+        def body(run, *arguments):
+            if torch.compiler.is_compiling():
+                return given(run, *arguments)
+            with settled():  # a caller's autocast would make bf16 of the reference's matrix products
+                return given(run, *arguments)
+
         self.name = name
         self.by_torch = lambda *arguments: body(specification, *arguments)
         self.by_triton = lambda *arguments: body(launch, *arguments)

@@ -121,6 +121,9 @@ class Uploader:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def __reduce__(self) -> tuple:
+        return Uploader, (self.device,)
+
     def __call__(self, picture: Picture) -> Tensor:
         """uint8 [3,H,W] on the device, ordered before whatever the current stream is given next."""
         if self.stream is None:

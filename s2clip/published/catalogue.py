@@ -12,6 +12,7 @@ from s2clip.published.corrclip import CorrClip
 from s2clip.published.gem import Gem
 from s2clip.published.scclip import ScClip
 from s2clip.published.trident import Trident
+from s2clip.values import plain
 
 _LAST_BLOCK_ALONE = {"residual": False, "feed_forward": False, "merge": "pixel"}
 _WHOLE_LAST_BLOCK = {"residual": True, "feed_forward": True, "merge": "pixel"}
@@ -138,6 +139,7 @@ def get_method(name: str | Method, **fields: object) -> Method:
     """
     method = name if isinstance(name, Method) else METHODS[match_name("method", name, METHODS)]
     valid = [field.name for field in dataclasses.fields(Method)]
+    fields = {field: plain(value) for field, value in fields.items()}
     own = {field: value for field, value in fields.items() if not field.startswith("extension.")}
     for field in own:
         if field not in valid:

@@ -25,6 +25,7 @@ from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
 from s2clip.published.extension import OWN_LAST_BLOCK, Extension
 from s2clip.published.two_paths import resolve_depth, second_path
+from s2clip.shelter import sheltered
 from s2clip.values import is_whole
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def feature_surgery(tokens: Tensor, text: Tensor, *, empty: Tensor | None = None
     return weighted - weighted.mean(-1, keepdim=True)
 
 
-@torch.inference_mode()
+@sheltered()
 def heat_maps(
     images: Tensor, clip: CLIPBackbone, text: Tensor, *, empty: Tensor | None = None, depth: int | None = None
 ) -> Tensor:

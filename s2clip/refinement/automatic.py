@@ -20,6 +20,7 @@ from s2clip.backbones.sam import encode_images, share_embeddings
 from s2clip.errors import reject
 from s2clip.refinement.decoder import THREE_MASKS, decode_masks
 from s2clip.refinement.prompts import Prompts
+from s2clip.shelter import sheltered
 from s2clip.values import is_real, is_whole
 
 POINTS = 64
@@ -86,7 +87,7 @@ class Masks(NamedTuple):
     area: Tensor  # [R] int64 pixels
 
 
-@torch.inference_mode()
+@sheltered()
 def generate_masks(sam: Sam, picture: Tensor, settings: AutomaticMasks) -> tuple[Masks, tuple[int, int]]:
     """uint8 [3,H,W] → (its masks, (H',W') of the picture in SAM's frame)."""
     size = (picture.shape[1], picture.shape[2])
@@ -167,7 +168,7 @@ class SamRegions:
         """uint8 [3,H,W] → ids int64 [H,W] on the CPU, 0 where SAM has no mask."""
         masks, input_size = generate_masks(self.sam, pixels, self.settings)
         size = (pixels.shape[1], pixels.shape[2])
-        with torch.inference_mode():
+        with sheltered():
             return paint(masks, self.sam, input_size, size, self.settings.large_on_top).cpu()
 
     @property

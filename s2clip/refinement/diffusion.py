@@ -1,11 +1,11 @@
 """Class scores smoothed by Stable Diffusion's self-attention, and the coarse map decided from them again (CLIPer)."""
 
-import torch
 from torch import Tensor
 
 from s2clip.backbones.diffusion_affinity import EPSILON, DiffusionAffinity
 from s2clip.decision.full_size import best_class
 from s2clip.decision.scores import DenseScores, ScoreMaps
+from s2clip.shelter import sheltered
 
 
 def refine_scores(affinity: DiffusionAffinity, image: Tensor, scores: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def refine_scores(affinity: DiffusionAffinity, image: Tensor, scores: Tensor) ->
     return refined * (height / (peak + EPSILON))[:, None, None]
 
 
-@torch.inference_mode()
+@sheltered()
 def diffuse(
     affinity: DiffusionAffinity, picture: Tensor, scores: ScoreMaps, *, threshold: float, background: int | None
 ) -> tuple[Tensor, Tensor, DenseScores]:

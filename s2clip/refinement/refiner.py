@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from s2clip.refinement import sam as together
 from s2clip.refinement import trident
 from s2clip.refinement.settings import Refinement
 from s2clip.results.refined import Refined
+from s2clip.shelter import sheltered
 from s2clip.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,13 @@ class Refiner:
         other.settings = dataclasses.replace(self.settings, **options)
         return other
 
-    @torch.inference_mode()
+    @sheltered()
     def embed(self, picture: Tensor) -> Embedding:
         """uint8 [3,H,W] → SAM's embedding: nearly all of the stage's cost."""
         images = picture.to(self.sam.device)[None].float() / 255
         return Embedding(*encode_images(self.sam, images))
 
-    @torch.inference_mode()
+    @sheltered()
     def __call__(
         self,
         embeddings: Sequence[Embedding],

@@ -12,6 +12,7 @@ from s2clip.encoding.encoded import Encoded
 from s2clip.errors import RefinementError, reject
 from s2clip.pictures.reading import Picture
 from s2clip.results.result import Result
+from s2clip.shelter import sheltered
 from s2clip.stopwatch import Stopwatch, Timings
 from s2clip.values import ignored_id
 
@@ -81,7 +82,7 @@ def refine_given(
         reject("scores", "floats [K,h,w], none of them 0", f"{scores.dtype} {list(scores.shape)}")
     device = refiner.sam.device
     watch = Stopwatch(device)
-    with torch.inference_mode():
+    with sheltered():
         labels, maps = labels.to(device).long(), DenseScores(scores.to(device))
         with watch("sam_encoder"):
             embedding = refiner.embed(picture.pixels)

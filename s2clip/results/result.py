@@ -38,6 +38,7 @@ from s2clip.results.formats.labelme import labelme_bytes
 from s2clip.results.formats.objects import to_supervision, to_transformers
 from s2clip.results.sidecars import check_same, identity, read_identity, read_images
 from s2clip.results.visualize import overlay
+from s2clip.shelter import sheltered
 from s2clip.version import __version__
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class Result:
 
         Pixels of no class, 255 or -1 as others mark them, are in no region.
         """
+        with sheltered():
+            return self._find_regions()
+
+    def _find_regions(self) -> "Components":
         from s2clip import ops
 
         void = (self.segmentation < 0) | (self.segmentation >= len(self.classes))

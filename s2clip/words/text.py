@@ -5,7 +5,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip.errors import reject
+from s2clip.shelter import sheltered
+from s2clip.values import is_whole
+from s2clip.words.lists import SEMICOLONS, entries_of, key
+from s2clip.words.lists import parse_classes as parse_classes
+from s2clip.words.lists import read_classes as read_classes
 
 if TYPE_CHECKING:
     from s2clip.words.text_cache import VectorFiles
@@ -54,48 +58,38 @@ class Vocabulary:
             return None
         if isinstance(name, str):
             for index, entry in enumerate(self.classes):
-                if _key(name) == _key(entry):
+                if key(name) == key(entry):
                     return index
             for index, word in zip(self.class_index, self.words, strict=True):
-                if _key(name) == _key(word):
+                if key(name) == key(word):
                     return index
-        elif isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(self.classes):
-            return name
+        elif is_whole(name) and 0 <= name < len(self.classes):
+            return int(name)
         reject(argument, f"one of {', '.join(self.classes)}, or its number", repr(name))
-
-
-def parse_classes(text: str) -> list[str]:
-    """ "sky, house; hut, tree" → ["sky", "house; hut", "tree"]: commas or line ends part classes, semicolons words."""
-    return [entry.strip() for entry in re.split(r"[,\n]", text.strip())]
-
-
-def read_classes(path: str | Path) -> list[str]:
-    """A class file: one class per line, "a; b" for words of one; blank lines and lines starting with # are skipped."""
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def vocabulary(classes: str | Sequence[str], *, allow_repeats: bool = False) -> Vocabulary:
     """Classes as a list of entries, or as one string for `parse_classes`; an entry "a; b" holds words of one class.
 
-    `ValueError` where there is no class, an empty one, or a word twice (case and blanks aside): both classes would get
+    `ValueError` where there is no class, an empty one, no order (a set), or a word twice (case, blanks and Unicode's
+    normal form aside): both classes would get
     the same score at every pixel, and the first would win them all. Published lists have such words; `allow_repeats`
     takes them as they are.
     """
-    entries = parse_classes(classes) if isinstance(classes, str) else list(classes)
+    entries = entries_of(classes)
     if not entries or entries == [""]:
         reject("classes", "at least one name", "none")
     names, words, class_index, seen = [], [], [], {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
             reject("classes", "strings", f"{entry!r} at position {index}")
-        own = [" ".join(word.split()) for word in entry.split(";")]
+        own = [" ".join(word.split()) for word in re.split(f"[{SEMICOLONS}]", entry)]
         if "" in own:
             reject("classes", "no empty name", f"{entry!r} at position {index}")
         for word in own:
-            if _key(word) in seen and not allow_repeats:
-                reject("classes", "every name once", f"{word!r} in {seen[_key(word)]!r} and in {entry!r}")
-            seen[_key(word)] = entry
+            if key(word) in seen and not allow_repeats:
+                reject("classes", "every name once", f"{word!r} in {seen[key(word)]!r} and in {entry!r}")
+            seen[key(word)] = entry
         names.append("; ".join(own))
         words += own
         class_index += [index] * len(own)
@@ -132,6 +126,14 @@ class TextEncoder:
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict:
+        """Without the lock: a copy in another process has one of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @sheltered()
     def __call__(self, words: Sequence[str], templates: str | tuple[str, ...] = "imagenet80") -> Tensor:
         """[Q, C] float32, unit rows in the order of `words`."""
         patterns = resolve_templates(templates)
@@ -159,11 +161,6 @@ class TextEncoder:
                 self._cache.popitem(last=False)
         return vector
 
-    @torch.inference_mode()
     def _encode(self, word: str, patterns: tuple[str, ...]) -> Tensor:
         features = self.clip.encode_text([pattern.replace("{}", word) for pattern in patterns])
         return F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
-
-
-def _key(word: str) -> str:
-    return " ".join(word.split()).casefold()
