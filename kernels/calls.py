@@ -38,9 +38,11 @@ def calls(operator: str) -> Calls:
 
 
 def _recombined_attention() -> Calls:
-    """Several terms with a bias, of fp32 or of wide heads are a launch per term into fp32."""
-    terms = ("qq", "kk", "vv")
-    rows = [(size, dtype, count, False) for size, dtype in ((64, HALF), (80, HALF), (128, HALF)) for count in (1, 2, 3)]
+    """Four terms, and several with a bias, of fp32 or of wide heads, are a launch per term into fp32."""
+    terms = ("qq", "kk", "vv", "qk")
+    rows = [
+        (size, dtype, count, False) for size, dtype in ((64, HALF), (80, HALF), (128, HALF)) for count in (1, 2, 3, 4)
+    ]
     rows += [(size, HALF, count, True) for size in (64, 80, 128) for count in (1, 2)]
     rows += [(64, torch.bfloat16, 3, False), *((size, torch.float32, 1, True) for size in (64, 80, 128))]
     for (size, dtype, count, has_bias), tokens in itertools.product(rows, (577, 4097)):
