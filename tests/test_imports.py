@@ -154,3 +154,17 @@ def test_an_old_path_names_the_new_one(tmp_path):
                 exec(f"import {module}")
     """
     assert fresh(code, tmp_path) == ""
+
+
+def test_the_readers_still_answer_at_their_old_places(tmp_path):
+    code = """
+        import warnings
+        from s2clip.moved import FORWARDED
+        for old, new in FORWARDED.items():
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                exec(f"import {old} as before, {new} as now")
+            assert before is now and now.__spec__.name == new, (before, now)
+            assert any(issubclass(one.category, DeprecationWarning) and new in str(one.message) for one in said)
+    """
+    assert fresh(code, tmp_path) == ""
