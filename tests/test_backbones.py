@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from segment_anything.modeling import Sam
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -150,7 +151,7 @@ def test_text_is_that_of_open_clip_and_may_be_empty(monkeypatch):
 @pytest.mark.parametrize("name", list(clip.ARCHITECTURES))
 def test_configurations_have_the_activation_of_their_weights(name):
     config = open_clip.get_model_config(clip.ARCHITECTURES[name])
-    assert config.get("quick_gelu", False) == (name != "ViT-H-14")
+    assert config.get("quick_gelu", False) == (name != "ViT-H-14")  # LAION's alone has GELU
 
 
 def test_wrong_activation_is_an_error():
@@ -240,7 +241,7 @@ def test_positions_are_read_only_and_checked():
     resample_positions(table, (6, 6), (3, 3), "meta")
     assert torch.equal(table, before)
     assert torch.equal(first, resample_positions(table, (6, 6), (9, 4), "meta"))
-    with pytest.raises(ValueError, match=r"pos_embed_interp: expected one of meta, timm, bilinear, received 'nearest'"):
+    with pytest.raises(ValueError, match=r"pos_embed_interp: expected one of meta, .*, received 'nearest'"):
         resample_positions(table, (6, 6), (9, 4), "nearest")
     with pytest.raises(ValueError, match=r"table: expected 5·6 rows, received 36"):
         resample_positions(table, (5, 6), (9, 4), "meta")
@@ -278,7 +279,7 @@ VITS = {
 
 
 def timm_patches(model: VisionTransformer, pictures: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(v)[:, None, None] for v in (vfm.IMAGENET_DEFAULT_MEAN, vfm.IMAGENET_DEFAULT_STD))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return model.forward_features((pictures - mean) / std)[:, model.num_prefix_tokens :]
 
 
@@ -451,7 +452,7 @@ def test_released_clip_runs_on_random_weights(name, sizes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(vfm.ARCHITECTURES))
+@pytest.mark.parametrize("name", [name for name in vfm.ARCHITECTURES if name.startswith(("dino-", "dinov2-"))])
 def test_released_dino_runs_on_random_weights(name):
     features = vfm.load_vfm(name, weights="random", device="cpu")
     tokens = features.features(images(224, 112, batch=1))

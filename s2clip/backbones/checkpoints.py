@@ -19,9 +19,10 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 from tqdm import tqdm
 
+from s2clip.backbones.model_table import MODELS
 from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -42,52 +43,10 @@ class Checkpoint:
     sha256: str = ""
 
 
-def _openai(sha256: str, filename: str, repository: str) -> Checkpoint:
-    return Checkpoint(
-        hub=((repository, "open_clip_model.safetensors"), (repository, "open_clip_pytorch_model.bin")),
-        url=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{filename}",
-        sha256=sha256,
-    )
-
-
-def _open_clip(repository: str) -> Checkpoint:
-    return Checkpoint(hub=((repository, "open_clip_model.safetensors"), (repository, "open_clip_pytorch_model.bin")))
-
-
-def _meta(path: str, timm_name: str = "", sha256: str = "") -> Checkpoint:
-    hub = ((f"timm/{timm_name}", "model.safetensors"),) if timm_name else ()
-    return Checkpoint(hub=hub, url=f"https://dl.fbaipublicfiles.com/{path}", sha256=sha256)
-
-
 CHECKPOINTS: dict[str, Checkpoint] = {
-    "ViT-B-16": _openai(
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-        "ViT-B-16.pt",
-        "timm/vit_base_patch16_clip_224.openai",
-    ),
-    "ViT-L-14": _openai(
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-        "ViT-L-14.pt",
-        "timm/vit_large_patch14_clip_224.openai",
-    ),
-    "ViT-H-14": _open_clip("laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    "MetaCLIP-B-16": _open_clip("timm/vit_base_patch16_clip_224.metaclip_2pt5b"),
-    "MetaCLIP-L-14": _open_clip("timm/vit_large_patch14_clip_224.metaclip_2pt5b"),
-    "dino-s16": _meta("dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth", "vit_small_patch16_224.dino"),
-    "dino-s8": _meta("dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth", "vit_small_patch8_224.dino"),
-    "dino-b16": _meta("dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", "vit_base_patch16_224.dino"),
-    "dino-b8": _meta("dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", "vit_base_patch8_224.dino"),
-    "dinov2-s14": _meta("dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth", "vit_small_patch14_dinov2.lvd142m"),
-    "dinov2-b14": _meta("dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth", "vit_base_patch14_dinov2.lvd142m"),
-    "dinov2-s14-reg4": _meta(
-        "dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth", "vit_small_patch14_reg4_dinov2.lvd142m"
-    ),
-    "dinov2-b14-reg4": _meta(
-        "dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth", "vit_base_patch14_reg4_dinov2.lvd142m"
-    ),
-    "sam-vit-b": _meta("segment_anything/sam_vit_b_01ec64.pth", sha256="01ec64"),
-    "sam-vit-l": _meta("segment_anything/sam_vit_l_0b3195.pth", sha256="0b3195"),
-    "sam-vit-h": _meta("segment_anything/sam_vit_h_4b8939.pth", sha256="4b8939"),
+    name: Checkpoint(hub=row.files, url=row.url, sha256=row.sha256)
+    for rows in MODELS.values()
+    for name, row in rows.items()
 }
 
 
@@ -157,6 +116,10 @@ def _download(name: str, cache_dir: str | Path | None) -> tuple[Path | None, lis
             return Path(path), []
         except EntryNotFoundError as error:
             failures.append(f"{url}: {first_line(error)}")
+        except GatedRepoError:
+            page = f"https://huggingface.co/{repository}"
+            failures.append(f"{url}: for those alone who accepted its licence: do so at {page}, then `hf auth login`")
+            break
         except Exception as error:  # its HTTP client's errors share no public base class
             failures.append(f"{url}: {first_line(error)}")
             break

@@ -23,21 +23,15 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from s2clip.backbones import weights as weight_files
+from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
 from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.errors import WeightsError
 from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
-# Our name -> open_clip's architecture. OpenAI and MetaCLIP ("fullcc", 2.5 billion pictures) trained with QuickGELU, and
-# open_clip's plain "ViT-B-16" builds GELU.
-ARCHITECTURES = {
-    "ViT-B-16": "ViT-B-16-quickgelu",
-    "ViT-L-14": "ViT-L-14-quickgelu",
-    "ViT-H-14": "ViT-H-14",
-    "MetaCLIP-B-16": "ViT-B-16-quickgelu",
-    "MetaCLIP-L-14": "ViT-L-14-quickgelu",
-}
+# Our name -> open_clip's architecture. OpenAI, MetaCLIP and DFN trained with QuickGELU; its plain "ViT-B-16" has GELU.
+ARCHITECTURES = {name: row.architecture for name, row in MODELS["clip"].items()}
 CLIP_NAMES = ("tiny", *ARCHITECTURES)
 
 PROMPTS_PER_BATCH = 256  # 256 prompts of 77 tokens in ViT-L/14's text tower: about 0.5 GB in fp32
@@ -224,7 +218,7 @@ def build_clip(name: str) -> CLIP:
     """The architecture of a released model with initial weights drawn from the global random state."""
     config = open_clip.get_model_config(ARCHITECTURES[name])
     model = CLIP(**config)
-    check_activation(model, quick=name != "ViT-H-14", name=name)
+    check_activation(model, quick=MODELS["clip"][name].activation == "quickgelu", name=name)
     return model
 
 

@@ -8,6 +8,9 @@ meta      bicubic, a = −0.75, source row of output i is (i + ½)·n₀/(n + 0.
           against "timm".
 timm      bicubic, a = −0.5, source row (i + ½)·n₀/n − ½, antialiased when the grid shrinks. So do DINOv2 with registers
           and GEM.
+radio     bilinear to a square of the longer side of the grid, of which the upper left part is taken: C-RADIO, whose
+          table of 128×128 is for pictures of up to 2,048. "radio-corners" is the same with corners aligned, source
+          row i·(n₀−1)/(n−1): the code that C-RADIOv3-B is published with.
 bilinear  source row (i + ½)·n₀/n − ½. So does CLIPSurgery, which also overwrites the stored table: not here.
 """
 
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PosEmbedInterp = Literal["meta", "timm", "bilinear"]
+PosEmbedInterp = Literal["meta", "timm", "bilinear", "radio", "radio-corners"]
 
 
 def check_pos_embed_interp(value: str) -> None:
@@ -47,6 +50,10 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
         maps = F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False)
     elif interp == "timm":
         maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False, antialias=True)
-    else:
+    elif interp == "bilinear":
         maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+    else:
+        square = (max(grid), max(grid))
+        maps = F.interpolate(maps, size=square, mode="bilinear", align_corners=interp == "radio-corners")
+        maps = maps[:, :, :rows, :columns]
     return maps.permute(0, 2, 3, 1).reshape(rows * columns, -1)

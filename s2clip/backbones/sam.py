@@ -22,13 +22,14 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from s2clip.backbones import weights as weight_files
+from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
-ARCHITECTURES = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
+ARCHITECTURES = {name: row.architecture for name, row in MODELS["masks"].items()}
 SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
 ALIASES = {"sam-b": "sam-vit-b", "sam-l": "sam-vit-l", "sam-h": "sam-vit-h"}
 

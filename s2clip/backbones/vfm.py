@@ -1,8 +1,10 @@
 """Vision foundation models as one function: images [B,3,H,W] -> patch features [B,h,w,C].
 
-DINO and DINOv2 are timm VisionTransformers: patch embedding, positions resampled to the grid, blocks, final norm, and
-the prefix (class and register tokens) dropped. Patch and position embedding are done here, not by timm's `_pos_embed`,
-which resamples in timm's way only. SAM is its image encoder with the neck, `s2clip.backbones.sam`.
+Which there are: `s2clip/data/models.yaml`. DINO, DINOv2 and C-RADIO are timm VisionTransformers: patch embedding,
+positions resampled to the grid, blocks, final norm, and the prefix (class and register tokens) dropped. Patch and
+position embedding are done here, not by timm's `_pos_embed`, which resamples in timm's way only. DINOv3 and PE-Spatial
+turn queries and keys: `s2clip.backbones.rotary_features`. SAM is its image encoder with the neck,
+`s2clip.backbones.sam`.
 """
 
 from __future__ import annotations
@@ -12,31 +14,22 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from s2clip.backbones import weights as weight_files
+from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
-from s2clip.backbones.precision import check_images, freeze, normalise, resolve_device, resolve_dtype
+from s2clip.backbones.precision import freeze, normalise, resolve_device, resolve_dtype
+from s2clip.backbones.rotary_features import RotaryFeatures, build_rotary
 from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SamFeatures, load_sam
-from s2clip.backbones.vision_features import VisionFeatures
+from s2clip.backbones.vision_features import VisionFeatures, fitted, pixel_statistics
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
-ARCHITECTURES = {
-    "dino-s16": "vit_small_patch16_224.dino",
-    "dino-s8": "vit_small_patch8_224.dino",
-    "dino-b16": "vit_base_patch16_224.dino",
-    "dino-b8": "vit_base_patch8_224.dino",
-    "dinov2-s14": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2-b14": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2-s14-reg4": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2-b14-reg4": "vit_base_patch14_reg4_dinov2.lvd142m",
-}
+ARCHITECTURES = {name: row.architecture for name, row in MODELS["vision"].items()}
 SAM_ENCODERS = ("sam-tiny", "sam-vit-b")
 VFM_NAMES = ("tiny-dino", *ARCHITECTURES, *SAM_ENCODERS)
 
@@ -61,21 +54,22 @@ class ViTFeatures(VisionFeatures):
         if model.pos_embed is None or model.cls_token is None:
             raise ValueError(f"model: expected a VisionTransformer with class token and learned positions for {name}")
         # Meta trained its register models with timm's resampling.
-        self.pos_embed_interp = "timm" if model.reg_token is not None else pos_embed_interp
+        own = model.reg_token is not None and not pos_embed_interp.startswith("radio")
+        self.pos_embed_interp = "timm" if own else pos_embed_interp
         self.patch_size = model.patch_embed.patch_size[0]
         self.native_grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
         self.width = model.embed_dim
-        config = getattr(model, "pretrained_cfg", None) or {}
-        self.register_buffer("mean", torch.tensor(config.get("mean", IMAGENET_DEFAULT_MEAN)), persistent=False)
-        self.register_buffer("std", torch.tensor(config.get("std", IMAGENET_DEFAULT_STD)), persistent=False)
+        mean, std = pixel_statistics(name, model)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        x, grid = self._embed(self._fitted(images))
+        x, grid = self._embed(fitted(images, self.patch_size))
         return self._patches(self._run_blocks(x), grid)
 
     def last_projections(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, grid = self._embed(self._fitted(images))
+        x, grid = self._embed(fitted(images, self.patch_size))
         for block in self.model.blocks[:-1]:
             x = block(x)
         last = self.model.blocks[-1]
@@ -83,14 +77,6 @@ class ViTFeatures(VisionFeatures):
 
     def _patches(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         return tokens[:, self.model.num_prefix_tokens :].unflatten(1, grid)
-
-    def _fitted(self, images: Tensor) -> Tensor:
-        """Enlarged until both sides are multiples of the patch."""
-        check_images(images)
-        size = [-(-side // self.patch_size) * self.patch_size for side in images.shape[-2:]]
-        if size != list(images.shape[-2:]):
-            images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
-        return images
 
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.model.blocks:
@@ -154,16 +140,17 @@ def load_vfm(
         from s2clip.backbones import tiny_dino
 
         model, fingerprint = weight_files.load_tiny(name, "dino", weights, tiny_dino.load_dino_model)
+        row = None
     else:
-        model, fingerprint = weight_files.load(
-            name,
-            lambda: timm.create_model(ARCHITECTURES[name], pretrained=False, num_classes=0),
-            weights,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            adapt=_adapt_dinov2,
-        )
+        row = MODELS["vision"][name]
+        build, adapt = FAMILIES[row.family]
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "adapt": adapt}
+        model, fingerprint = weight_files.load(name, lambda: build(row.architecture), weights, **options)
     model = freeze(model, device, dtype)
+    if row is not None and row.family == "rotary":
+        return RotaryFeatures(model, name=name, fingerprint=fingerprint).to(device)
+    if row is not None and row.positions is not None:
+        pos_embed_interp = row.positions
     return ViTFeatures(model, name=name, pos_embed_interp=pos_embed_interp, fingerprint=fingerprint).to(device)
 
 
@@ -175,3 +162,39 @@ def _adapt_dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
     return tensors
+
+
+def _adapt_radio(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """NVIDIA's C-RADIO names to timm's; its input statistics, summary rows and adaptor heads are left out.
+
+    Patches are embedded by a matrix there, by a convolution here; the first summary token is CLS, the others registers.
+    """
+    prefix, adapted = "radio_model.model.", {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefix)
+        if name == "patch_generator.embedder.weight":
+            side = round((tensor.shape[1] / 3) ** 0.5)
+            adapted["patch_embed.proj.weight"] = tensor.unflatten(1, (3, side, side))
+            adapted["patch_embed.proj.bias"] = torch.zeros_like(tensor[:, 0])
+        elif name == "patch_generator.pos_embed":
+            adapted["pos_embed"] = tensor
+        elif name == "patch_generator.cls_token.token":
+            adapted["cls_token"], adapted["reg_token"] = tensor[None, :1], tensor[None, 1:]
+        elif name.startswith("blocks.") and key.startswith(prefix):
+            adapted[name.replace(".grandma", ".gamma")] = tensor
+        elif not key.startswith("radio_model."):
+            adapted[key] = tensor  # not NVIDIA's layout: the comparison of names will say so
+    return adapted
+
+
+def _build_vit(architecture: str) -> VisionTransformer:
+    return timm.create_model(architecture, pretrained=False, num_classes=0)
+
+
+def _build_radio(architecture: str) -> VisionTransformer:
+    """With the published position table of 128×128, not timm's of 32×32."""
+    return timm.create_model(architecture, pretrained=False, num_classes=0, img_size=2048)
+
+
+FAMILIES = {"vit": (_build_vit, _adapt_dinov2), "rotary": (build_rotary, dict), "radio": (_build_radio, _adapt_radio)}
+"""Family in the table → (architecture's name → model, published tensors → the model's)."""

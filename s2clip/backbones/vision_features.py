@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from s2clip.backbones.model_table import MODELS
+from s2clip.backbones.precision import check_images
 from s2clip.backbones.weights import Fingerprint
 from s2clip.errors import reject
 
@@ -58,3 +62,21 @@ class VisionFeatures(nn.Module):
     def last_projections(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of the last block, heads joined, each [B,h,w,C]. ValueError for a model that is no plain ViT."""
         reject("vfm", "a DINO or DINOv2 for its last block's queries and keys", repr(self.name))
+
+
+def pixel_statistics(name: str, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of pixels in [0,1]: of the table of models, else those the model was built with, else ImageNet's."""
+    row = MODELS["vision"].get(name)
+    if row is not None:
+        return row.mean, row.std
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return config.get("mean", IMAGENET_DEFAULT_MEAN), config.get("std", IMAGENET_DEFAULT_STD)
+
+
+def fitted(images: Tensor, patch: int) -> Tensor:
+    """images [B,3,H,W], enlarged (bilinear) until both sides are multiples of the patch."""
+    check_images(images)
+    size = [-(-side // patch) * patch for side in images.shape[-2:]]
+    if size != list(images.shape[-2:]):
+        images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
+    return images

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from s2clip.backbones.checkpoints import CHECKPOINTS, find, first_line
+from s2clip.backbones.model_table import say_licence
 from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def load(
         warn_random(name)
         with private_random_state():
             return build(), Fingerprint("random")
+    say_licence(name)
     if weights == "pretrained":
         path = find(name, cache_dir=cache_dir, local_files_only=local_files_only)
         fingerprint = Fingerprint(path)

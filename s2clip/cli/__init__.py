@@ -13,7 +13,9 @@ from s2clip.cli.convert import convert
 from s2clip.cli.demo import demo
 from s2clip.cli.doctor import doctor
 from s2clip.cli.evaluate import evaluate
+from s2clip.cli.field import field
 from s2clip.cli.merge import merge
+from s2clip.cli.models import models
 from s2clip.cli.program import Program
 from s2clip.cli.segment import segment
 from s2clip.cli.table import table
@@ -25,5 +27,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, demo, evaluate, merge, table, check_data, convert, doctor, analyze):
+for command in (segment, demo, evaluate, merge, table, check_data, convert, models, field, doctor, analyze):
     main.add_command(command)

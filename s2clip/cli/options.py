@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from s2clip.backbones.model_table import MODELS
 from s2clip.cli.console import LineHandler
 
 _MODELS = {
@@ -15,13 +16,15 @@ _MODELS = {
         "--model",
         default="tiny",
         show_default=True,
-        help="CLIP: tiny, ViT-B-16, ViT-L-14, ViT-H-14, MetaCLIP-B-16, MetaCLIP-L-14.",
+        help=f"CLIP: {', '.join(('tiny', *MODELS['clip']))}.",
     ),
     "vfm": click.option(
-        "--vfm", help="Vision foundation model, e.g. dino-b8; default: the one that goes with the model."
+        "--vfm",
+        help="Vision foundation model, e.g. dino-b8 or dinov3-b16; `s2clip models` lists them; default: the one that "
+        "goes with the model.",
     ),
     "sam": click.option(
-        "--sam", help="SAM for --refine: sam-tiny, sam-vit-b, sam-vit-l, sam-vit-h; default: as the model."
+        "--sam", help=f"SAM for --refine: {', '.join(('sam-tiny', *MODELS['masks']))}; default: as the model."
     ),
     "regions": click.option(
         "--regions", metavar="DIR|sam", help="Region ids for --method corrclip: PNGs named as the pictures, or SAM's."
