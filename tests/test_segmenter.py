@@ -390,7 +390,7 @@ def test_nothing_global_changes_and_results_are_ordinary_tensors(make):
         ({"vfm": "dino", "method": "clip"}, "vfm: expected one of"),
         ({"method": "slip"}, "method: expected one of clip, maskclip"),
         ({"refine": "best"}, "refine: expected one of none"),
-        ({"sigma": 3}, "method: expected the fields .*, received 'sigma'"),
+        ({"sigma": 3}, "keyword: expected one of from_pretrained or a field of Method, received 'sigma'"),
         ({"tau": -1}, r"Method\.tau: expected"),
         ({"crop": -5}, r"Method\.crop: expected"),
     ],
