@@ -11,6 +11,11 @@ from typing import Any, BinaryIO
 from s2clip.errors import OutputError
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """The path with "~" in its place, as it stands where nobody's home is known: a container's user without account."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary handle whose bytes appear under `path` when the block ends well, and nowhere when it does not.

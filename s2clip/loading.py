@@ -89,6 +89,7 @@ def load_parts(
     if compile:
         _compile_blocks(clip, features)
     keep_text = weights != "random" and (model != "tiny" if text_cache is None else text_cache)
+    folder = default_folder(options["cache_dir"])
     return {
         "clip": clip,
         "vfm": features,
@@ -96,7 +97,7 @@ def load_parts(
         "diffusion": own_diffusion,
         "refiner": refiner,
         "regions": SamRegions(own_sam, automatic, sam) if from_sam else sources,
-        "text_files": VectorFiles(default_folder(options["cache_dir"]), clip) if keep_text else None,
+        "text_files": VectorFiles(folder, clip) if keep_text and folder is not None else None,
         "method": method,
         "max_memory": max_memory,
         "cuda_graphs": cuda_graphs,

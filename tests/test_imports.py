@@ -169,3 +169,35 @@ def test_the_readers_still_answer_at_their_old_places(tmp_path):
             assert any(issubclass(one.category, DeprecationWarning) and new in str(one.message) for one in said)
     """
     assert fresh(code, tmp_path) == ""
+
+
+def test_figures_are_drawn_under_a_backend_that_is_not_here(tmp_path):
+    code = """
+        import os
+        os.environ["MPLBACKEND"] = "module://nowhere.backend"
+        from s2clip.analysis.plots.style import new_figure
+        new_figure(1, 1).savefig("one.png")
+        print(os.environ["MPLBACKEND"])
+    """
+    assert fresh(code, tmp_path) == "module://nowhere.backend"
+    assert (tmp_path / "one.png").stat().st_size > 0
+
+
+def test_a_user_without_a_home_is_told_where_weights_were_looked_for(tmp_path):
+    code = """
+        import os, pwd
+        from unittest import mock
+        for name in ("HOME", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME"):
+            os.environ.pop(name, None)
+        with mock.patch("pwd.getpwuid", side_effect=KeyError("no account")):
+            from s2clip.backbones.vfm import load_vfm
+            from s2clip.errors import WeightsError
+            from s2clip.words.text_cache import default_folder
+            print(default_folder())
+            try:
+                load_vfm("dino-s16", local_files_only=True)
+            except WeightsError as error:
+                print("looked in" in str(error))
+    """
+    assert fresh(code, tmp_path) == "None\nTrue"
+    assert not list(tmp_path.iterdir())

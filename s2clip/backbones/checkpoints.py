@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from s2clip.backbones.model_table import MODELS
 from s2clip.errors import WeightsError
+from s2clip.files import at_home
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,12 @@ def is_offline() -> bool:
 def _folders(cache_dir: str | Path | None) -> list[Path]:
     """Folders that hold weight files side by side; by default those of torch.hub (DINO, SAM) and of OpenAI's clip."""
     if cache_dir is not None:
-        return [Path(cache_dir).expanduser()]
-    return [Path(torch.hub.get_dir()) / "checkpoints", Path("~/.cache/clip").expanduser()]
+        return [at_home(cache_dir)]
+    return [Path(torch.hub.get_dir()) / "checkpoints", at_home("~/.cache/clip")]
 
 
 def _hub_cache(cache_dir: str | Path | None) -> Path:
-    return Path(huggingface_hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+    return at_home(huggingface_hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
 
 
 def _filenames(name: str) -> list[str]:

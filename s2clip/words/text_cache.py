@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import OutputError
-from s2clip.files import whole_file, writable_folder
+from s2clip.files import at_home, whole_file, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,10 @@ FOLDER = "s2clip-text"
 DIGEST = hashlib.sha256().digest_size
 
 
-def default_folder(cache_dir: str | Path | None = None) -> Path:
-    """Beside the weights: in `cache_dir`, else in torch.hub's folder of checkpoints."""
-    return (
-        Path(cache_dir).expanduser() if cache_dir is not None else Path(torch.hub.get_dir()) / "checkpoints"
-    ) / FOLDER
+def default_folder(cache_dir: str | Path | None = None) -> Path | None:
+    """Beside the weights: in `cache_dir`, else in torch.hub's folder of checkpoints; None without anybody's home."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints" if cache_dir is None else at_home(cache_dir)
+    return None if str(folder).startswith("~") else folder / FOLDER
 
 
 class VectorFiles:

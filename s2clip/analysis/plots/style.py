@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +43,21 @@ COLOURS = (
 
 
 def require_matplotlib() -> None:
-    """MissingExtraError where matplotlib is not installed."""
+    """MissingExtraError where matplotlib is not installed.
+
+    A notebook's MPLBACKEND reaches programs in environments that lack its backend, and matplotlib then refuses to be
+    imported; figures that are written to files need none.
+    """
     try:
-        import matplotlib  # noqa: F401
+        try:
+            import matplotlib
+        except ValueError:
+            backend = os.environ.pop("MPLBACKEND", None)
+            try:
+                import matplotlib  # noqa: F401
+            finally:
+                if backend is not None:
+                    os.environ["MPLBACKEND"] = backend
     except ImportError as error:
         raise MissingExtraError("figures are drawn by matplotlib: pip install 's2clip[plot]'") from error
 
