@@ -129,7 +129,7 @@ def load_of(models, method: Method, *, refines: bool = False) -> Load:
     clip, vfm, sam = models.clip, models.vfm, models.sam
     modules = {id(module): module for module in (clip, vfm, sam) if module is not None}
     storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for module in modules.values()
         for tensor in (*module.parameters(), *module.buffers())
     }

@@ -172,29 +172,24 @@ class Predictor:
         if extra:
             vocabulary([*words.classes, *extra], allow_repeats=allow_repeats)  # a class among them would lose its score
         number = words.find(background)
-        if len(words.classes) == 1 and not self.method.threshold and not extra:
-            logger.warning("one class alone: every pixel is given %r; name what else there is", words.classes[0])
-        whole = [] if isinstance(classes, str) or allow_repeats else [one for one in words.classes if "," in one]
-        if whole:
-            logger.warning(
-                "a comma inside of a list's entry parts nothing: %s is one class each", first_few(whole, SAID)
-            )
         if number is None and self.method.area_threshold:
             value = self.method.area_threshold
             reject("background", f"one of {', '.join(words.classes)}, for area_threshold={value}", None)
         if unknown := self.clip.unknown_words(list(words.words)):
             words_said = first_few(unknown, SAID)
             logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
-        self._remark(words)
+        self._remark(words, own=not allow_repeats)
         return words, number
 
-    def _remark(self, words: Vocabulary) -> None:
-        """Say what is seldom meant in these classes, once."""
+    def _remark(self, words: Vocabulary, own: bool) -> None:
+        """Say what is seldom meant in these classes, once; of a data set's own list, only what has equal vectors."""
         if words == self._remarked:
             return
         self._remarked = words
         context_length = getattr(getattr(self.clip, "model", None), "context_length", None)
-        for line in [*remarks(words.classes), *equal_words(words.words, self._rows(words), context_length)]:
+        every_pixel = not self.method.threshold and not self._extension.extra_words
+        said = remarks(words.classes, every_pixel=every_pixel) if own else []
+        for line in [*said, *equal_words(words.words, self._rows(words), context_length)]:
             logger.warning("%s", line)
 
     def _rows(self, words: Vocabulary) -> Tensor:

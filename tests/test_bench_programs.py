@@ -138,7 +138,7 @@ def test_pipelines_give_the_published_label_maps(pipeline, tmp_path, monkeypatch
     for one, other in zip(ours, theirs, strict=True):
         assert one.shape == other.shape == (96, 128)
         assert len(one.unique()) > 2
-        assert (one != other).float().mean() <= 0.001 + 0.005 * ("+" in pipeline)
+        assert (one != other).float().mean() <= 0.001 + 0.01 * ("+" in pipeline)
 
 
 def test_a_pipeline_with_other_labels_is_not_timed(tmp_path):

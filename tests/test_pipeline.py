@@ -103,12 +103,15 @@ def test_a_group_that_cannot_be_computed_is_raised_after_those_before_it(ahead, 
         next(stream)
 
 
-def test_a_bug_is_raised_even_where_failures_are_recorded():
+def test_whatever_one_picture_raises_is_recorded_or_raised():
     def compute(group):
         raise KeyError("bug")
 
+    (failure,) = run([pictures(1)], compute, FakeDevice(), split=lambda batch: [1], record=True)
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, KeyError)
     with pytest.raises(KeyError, match="bug"):
-        list(run([pictures(1)], compute, FakeDevice(), split=lambda batch: [1], record=True))
+        list(run([pictures(1)], compute, FakeDevice(), split=lambda batch: [1], record=False))
 
 
 def test_the_cpu_has_nothing_to_queue():

@@ -45,10 +45,11 @@ class TestAutomaticMasks:
     def test_are_those_of_segment_anything(self, seed, chunk, monkeypatch):
         """Of the tiny SAM, on pictures that fill its frame's width: neither side resizes them."""
         monkeypatch.setattr(automatic, "POINTS", chunk)
-        monkeypatch.setattr(automatic, "PIXELS", chunk * 128 * 128)
         sam = load_sam("sam-tiny")
-        pixels = torch.from_numpy(scenes.generate(seed)[0]).permute(2, 0, 1)
-        assert max(pixels.shape) == sam.image_encoder.img_size
+        frame = sam.image_encoder.img_size
+        monkeypatch.setattr(automatic, "PIXELS", chunk * frame**2)
+        pixels = torch.from_numpy(scenes.generate(seed, (frame * 3 // 4, frame))[0]).permute(2, 0, 1)
+        assert max(pixels.shape) == frame
         expected = published(sam, pixels, LENIENT)
         masks, input_size = generate_masks(sam, pixels, LENIENT)
         assert len(masks.area) == len(expected) > 8

@@ -295,7 +295,7 @@ def test_predictions_that_are_missing_or_wrong_are_named(dataset, tmp_path):
             "expected 40x32",
             "received mode RGB",
             "class ids 0 to 12 wherever the annotation counts, received 13",
-            "cannot be read as a label map (not a picture); save it again",
+            "cannot be read as a label map (not a picture that can be read",
         ),
         strict=True,
     ):

@@ -84,10 +84,10 @@ def understood(classes: Sequence[str]) -> str:
     return f"{len(classes)} class{'' if len(classes) == 1 else 'es'}: {shown}"
 
 
-def remarks(classes: Sequence[str]) -> list[str]:
-    """One line for each thing in a list that is seldom meant."""
+def remarks(classes: Sequence[str], *, every_pixel: bool = True) -> list[str]:
+    """One line for each thing in a list that is seldom meant. every_pixel: a single class is given all of them."""
     said = []
-    if len(classes) == 1:
+    if len(classes) == 1 and every_pixel:
         said.append(f"classes: the single class {classes[0]!r} is given every pixel; {HINT}")
     holding = [repr(name) for name in classes if re.search(f"[{COMMAS}|\t\n]", name)]
     if holding and len(classes) > 1:
@@ -96,7 +96,7 @@ def remarks(classes: Sequence[str]) -> list[str]:
             "list is one class"
         )
     elif holding:
-        said[0] = f"classes: {holding[0]} is a single class, with a comma in its name; an entry of a list is one class"
+        said = [f"classes: {holding[0]} is a single class, with a comma in its name; an entry of a list is one class"]
     return said
 
 
