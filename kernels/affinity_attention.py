@@ -288,7 +288,8 @@ def _evenly_spaced(maps: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
 
 def _spacing(one: Tensor, other: Tensor) -> int:
     alike = one.shape == other.shape and one.stride() == other.stride() and one.stride(3) == 1
-    if not alike or one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+    even_rows = one.stride(1) == one.shape[2] * one.stride(2)  # else `flatten` copies one map alone
+    if not (alike and even_rows) or one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
         return 0
     return max(0, other.storage_offset() - one.storage_offset())
 

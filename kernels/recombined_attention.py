@@ -64,7 +64,7 @@ def configuration(
     if head_dim > 80:
         whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
         return Configuration(128, 32, 8, 1 if has_bias and not whole else 2)
-    block_n = 64 if terms == 1 and not (arch == 80 and has_bias) else 32  # 64 spills 8 bytes there
+    block_n = 64 if terms == 1 and not (arch == 80 and (has_bias or head_dim > 64)) else 32  # 64 spills 8 bytes there
     if terms == 2 and head_dim > 64 and arch in (86, 89):
         block_n = 16  # Triton 3.6 spills 24 bytes at 32
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
