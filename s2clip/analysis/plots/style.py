@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,8 @@ def require_matplotlib() -> None:
             import matplotlib
         except ValueError:
             backend = os.environ.pop("MPLBACKEND", None)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+                del sys.modules[name]  # what was loaded before the refusal does not fit what is loaded now
             try:
                 import matplotlib  # noqa: F401
             finally:
