@@ -65,3 +65,21 @@ def place(path: str | os.PathLike) -> str:
     """The same for two spellings of one path; links to one file are several pictures, as a Hub snapshot has them."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add one line, given without its end, and wait until it is on the disk. Raises `OutputError`.
+
+    A line that a killed run left half-written is ended first: it stays unreadable, and only that one.
+    """
+    line += b"\n"
+    try:
+        with open(path, "ab+") as handle:
+            if handle.tell():
+                handle.seek(-1, os.SEEK_END)
+                line = line if handle.read(1) == b"\n" else b"\n" + line
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None

@@ -9,7 +9,6 @@ shards or processes they were written. Line:
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import OutputError
+from s2clip.files import append_line
 
 FOLDER = "records"
 
@@ -39,22 +39,12 @@ class Tally:
 
 
 def append(path: Path, batch: dict[str, Any]) -> None:
-    """Add one line and wait until it is on the disk.
-
-    A line that a killed run left half-written is ended first: it stays unreadable, and only that one.
-    """
-    line = json.dumps(batch, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    """Add one line and wait until it is on the disk."""
     try:
         path.parent.mkdir(exist_ok=True)
-        with open(path, "ab+") as handle:
-            if handle.tell():
-                handle.seek(-1, os.SEEK_END)
-                line = line if handle.read(1) == b"\n" else b"\n" + line
-            handle.write(line)
-            handle.flush()
-            os.fsync(handle.fileno())
     except OSError as error:
         raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None
+    append_line(path, json.dumps(batch, separators=(",", ":"), allow_nan=False).encode())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2clip.errors import OutputError
-from s2clip.files import place
+from s2clip.files import append_line, place
 from s2clip.results import sidecars
 from s2clip.results.result import write_classes, write_run
 
@@ -68,7 +67,7 @@ class OutputFolder:
         line = {**record, "files": files, "path": path, "stem": stem, "source_state": _state(picture), "bytes": sizes}
         line["settings_sha256"] = self._digest
         self.records[path] = line
-        _append(self.path / sidecars.MANIFEST, line)
+        append_line(self.path / sidecars.MANIFEST, json.dumps(line, allow_nan=False).encode())
 
     def finish(self, failed: Sequence[Mapping[str, str]]) -> None:
         """run.json: all pictures of the folder, those of earlier runs too, and what failed in this one."""
@@ -83,18 +82,3 @@ def _state(picture: Path) -> list[int]:
     """[bytes, nanoseconds of the last change]: a picture that was edited since is another one."""
     found = os.stat(picture)
     return [found.st_size, found.st_mtime_ns]
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    """A line that a killed run left half-written is ended first: it stays unreadable, and only that one."""
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    try:
-        with open(path, "ab+") as handle:
-            if handle.tell():
-                handle.seek(-1, os.SEEK_END)
-                line = line if handle.read(1) == b"\n" else b"\n" + line
-            handle.write(line)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None
