@@ -29,6 +29,7 @@ TEST = [
     *SUPERVISION,
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
+    "lxml>=5",
     "shapely>=2",
     "imagesize>=1.4",
     "loguru>=0.7",
