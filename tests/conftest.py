@@ -32,6 +32,37 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the program inside of this process, in a folder of its own."""
+    from click.testing import CliRunner
+
+    from s2clip import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A CLIP of a few thousand weights."""
+    from small_models import small_clip
+
+    return small_clip()
+
+
+@pytest.fixture(scope="module")
+def vfm():
+    """A vision transformer of a few thousand weights."""
+    from small_models import small_vfm
+
+    return small_vfm()
+
+
+@pytest.fixture
 def poisoned(monkeypatch):
     """Fresh memory of `s2clip.kernels` holds NaN, or an absurd integer, so that an unwritten element cannot pass."""
     from s2clip.testing import poison

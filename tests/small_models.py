@@ -8,6 +8,7 @@ from s2clip.backbones.clip import CLIPBackbone
 from s2clip.backbones.tiny_sam import build_sam
 from s2clip.backbones.vfm import ViTFeatures
 from s2clip.backbones.weights import Fingerprint
+from s2clip.testing import normal
 
 WIDTH, HEADS, LAYERS, PATCH = 48, 3, 6, 8
 
@@ -67,6 +68,13 @@ def picture(height, width, seed=0):
     blocks = torch.rand(1, 3, 5, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(blocks, (height, width), mode="nearest")[0]
     return ((smooth * 0.7 + torch.rand(3, height, width, generator=generator) * 0.3) * 255).to(torch.uint8)
+
+
+def coarse_map(size, seed, classes=6):
+    """(labels [H,W], probabilities [K,H,W]) of blobs: what SAM is given to refine."""
+    logits = 3 * torch.nn.functional.interpolate(normal(1, classes, 6, 7, seed=seed), size, mode="bilinear")[0]
+    probability = logits.softmax(0)
+    return probability.argmax(0), probability
 
 
 def small_sam(seed=2, frame=64, patch=8):

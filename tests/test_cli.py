@@ -10,44 +10,10 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from command_line import CLASSES, one_line, opened, paint
 
-from s2clip import Segmenter, cli, scenes
-from s2clip.cli.demo import DEMO_SCENE
+from s2clip import Segmenter
 from s2clip.cli.options import output_options
-from s2clip.files import place
-from s2clip.pictures.inputs import expand
-from s2clip.results.naming import name_outputs
-
-CLASSES = "sky, water; sea, grass, house"
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Calls the program inside of this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-
-    return call
-
-
-def paint(path, seed=0, size=(48, 64)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(scenes.generate(seed, size)[0]).save(path)
-    return path
-
-
-def opened(path):
-    with Image.open(path) as image:
-        image.load()
-        return image
-
-
-def one_line(result):
-    """The error of a usage or environment failure: click prints a usage hint before it."""
-    return next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
 
 
 def test_segment_writes_a_label_map_of_the_pictures_size(run, tmp_path):
@@ -117,83 +83,6 @@ def test_json_is_one_object(run, tmp_path):
     assert set(document["images"][0]["files"]) == {"png", "npz", "coco"}
     assert sum(document["images"][0]["shares"].values()) == pytest.approx(1, abs=1e-4)
     assert document["failed"] == [{"source": "no.png", "error": "no such file"}]
-
-
-def test_pictures_of_one_name_get_files_of_their_own(run, tmp_path):
-    paint(tmp_path / "one/a.png", size=(40, 64))
-    paint(tmp_path / "two/a.jpg", size=(48, 64))
-    result = run("segment", "one/a.png", "two/a.jpg", "one/a.png", "--classes", CLASSES, "--method", "clip")
-    assert result.exit_code == 0, result.output
-    assert opened(tmp_path / "out/one/a.png").size == (64, 40)
-    assert opened(tmp_path / "out/two/a.png").size == (64, 48)
-    assert not (tmp_path / "out/a.png").exists()
-    images = json.loads((tmp_path / "out/run.json").read_text())["images"]
-    assert [image["source"] for image in images] == ["one/a.png", "two/a.jpg"]
-
-
-def test_a_file_name_that_is_not_text(run, tmp_path):
-    name = os.fsdecode(b"caf\xe9.png")
-    paint(tmp_path / name)
-    for extra in ((), ("--json",)):
-        result = run("segment", ".", "--classes", CLASSES, "--method", "clip", *extra)
-        assert result.exit_code == 0, result.output
-    assert (tmp_path / "out" / name).is_file()
-    for text in (result.stdout, (tmp_path / "out/run.json").read_text()):
-        assert json.loads(text)["images"][0]["source"] == name
-
-
-def test_names_that_meet_in_other_ways(tmp_path):
-    for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg"):
-        paint(tmp_path / name, size=(8, 8))
-    pictures, failures = expand(
-        [str(tmp_path / name) for name in ("x.png", "x.overlay.png", "x-2.jpg", "X.jpg", "x.jpg")]
-    )
-    assert failures == []
-    stems = name_outputs(pictures, tmp_path / "out")
-    assert stems[:3] == ["x.png", "x.overlay.png", "x-2"]
-    assert [stem.split("-")[0] for stem in stems[3:]] == ["X.jpg", "x.jpg"]  # one name where capitals are one
-    assert len({stem.casefold() for stem in stems}) == 5
-    assert name_outputs(pictures[::-1], tmp_path / "out") == stems[::-1]
-
-
-def test_a_picture_keeps_its_name_and_leaves_it_to_no_other(tmp_path):
-    for name in ("one/a.png", "two/a.png", "two/a.jpg"):
-        paint(tmp_path / name, size=(8, 8))
-    first, second, third = (tmp_path / name for name in ("one/a.png", "two/a.png", "two/a.jpg"))
-    known = {place(first): "a"}
-    assert name_outputs([second], tmp_path / "out", known=known) == ["two/a"]
-    assert name_outputs([second, first], tmp_path / "out", known=known) == ["two/a", "a"]
-    assert name_outputs([first, second, third], tmp_path / "out") == ["one/a", "two/a.png", "two/a.jpg"]
-
-
-def test_a_result_never_replaces_a_picture(run, tmp_path):
-    before = paint(tmp_path / "a.png").read_bytes()
-    result = run("segment", "a.png", "--classes", CLASSES, "-o", ".")
-    assert result.exit_code == 2
-    assert "would replace a picture" in one_line(result)
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
-def test_links_to_one_file_are_pictures_of_their_own(tmp_path):
-    """As in a snapshot of the Hub, where equal files are links to one blob."""
-    (tmp_path / "blob").write_bytes(b"x")
-    folder = tmp_path / "snapshot"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        (folder / name).symlink_to("../blob")
-    (tmp_path / "same").symlink_to("snapshot")
-    assert expand([str(folder)])[0] == [folder / "a.png", folder / "b.png"]
-    again = [folder / "a.png", folder / ".." / "snapshot" / "a.png", tmp_path / "same" / "a.png"]
-    assert expand([*map(str, again)])[0] == [folder / "a.png"]
-
-
-def test_folders_patterns_and_repetitions_are_expanded_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("p/b.png", "p/a.JPG", "p/deep/c.png"):
-        paint(tmp_path / name, size=(8, 8))
-    pictures, failures = expand(["p", "p/*.png", "p/**/*.png", "./p/b.png"])
-    assert [str(path) for path in pictures] == ["p/a.JPG", "p/b.png", "p/deep/c.png"]
-    assert failures == []
 
 
 @pytest.mark.parametrize(
@@ -333,118 +222,6 @@ def test_classes_from_a_file(run, tmp_path):
     (tmp_path / "classes.txt").write_text("# mine\nsky\n\nwater; sea\n")
     result = run("segment", "a.png", "--classes-file", "classes.txt", "--method", "clip", "--json")
     assert set(json.loads(result.stdout)["images"][0]["shares"]) == {"sky", "water; sea"}
-
-
-def test_demo_writes_its_files_and_says_where(run, tmp_path):
-    result = run("demo")
-    assert result.exit_code == 0, result.output
-    for name in ("input.png", "png", "overlay.png"):
-        path = f"out/demo/scene-{DEMO_SCENE}.{name}"
-        assert path in result.stdout
-        assert (tmp_path / path).is_file()
-    truth = scenes.generate(DEMO_SCENE)[1]
-    assert np.asarray(opened(tmp_path / f"out/demo/scene-{DEMO_SCENE}.png")).shape == truth.shape
-    for name in ("%", "load", "ms"):
-        assert name in result.stdout
-    record = json.loads(run("demo", "--json", "--scene", "3").stdout)
-    assert record["source"] == "out/demo/scene-3.input.png"
-    assert 0 <= record["pixel_accuracy"] <= 1
-
-
-def test_evaluate_prints_methods_side_by_side(run):
-    result = run("evaluate", "scenes", "--method", "clip", "maskclip", "--method", "sclip", "--limit", "2")
-    assert result.exit_code == 0, result.output
-    head = next(line for line in result.stdout.splitlines() if "maskclip" in line)
-    assert head.split() == ["clip", "maskclip", "sclip"]
-    for name in (*scenes.CLASSES, "mIoU", "pixel accuracy", "ms per image"):
-        line = next(line for line in result.stdout.splitlines() if line.startswith(name))
-        assert len(line.removeprefix(name).split()) == 3
-
-
-def test_evaluate_json_holds_what_the_table_shows(run):
-    arguments = ("evaluate", "scenes", "--method", "clip", "s2clip", "--limit", "3", "--seed", "5", "--json")
-    document = json.loads(run(*arguments).stdout)
-    assert set(document) == {"dataset", "rows"}
-    assert document["dataset"] == "scenes"
-    assert [row["method"] for row in document["rows"]] == ["clip", "s2clip"]
-    for row in document["rows"]:
-        assert set(row) == {"method", "refine", "miou", "pixel_accuracy", "per_class", "ms_per_image", "ms_per_stage"}
-        assert row["refine"] == "none"
-        assert tuple(row["per_class"]) == scenes.CLASSES
-        known = [iou for iou in row["per_class"].values() if iou is not None]
-        assert row["miou"] == pytest.approx(np.mean(known), abs=0.02)
-        assert row["ms_per_image"] > 0
-    again = json.loads(run(*arguments).stdout)
-    assert [row["per_class"] for row in again["rows"]] == [row["per_class"] for row in document["rows"]]
-
-
-def test_evaluate_prints_the_ablation_of_the_refinement(run):
-    arguments = ("evaluate", "scenes", "--refine", "none", "trident", "sam", "--ablate", "--limit", "2")
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    *_, head, rule, none, trident, sam, components, box, mask, point = result.stdout.splitlines()
-    assert head.split()[:4] == ["method", "refine", "mIoU", "gain"]
-    assert head.split()[-5:] == ["sam_encoder", "components", "prompts", "decoder", "merge"]
-    assert set(rule) == {"-"}
-    assert none.split()[-5:] == ["-"] * 5
-    assert trident.split()[1:4] == [*sam.replace("sam", "trident", 1).split()[1:4]]  # the same mIoU and gain
-    for line, name in ((components, "components"), (box, "box"), (mask, "mask"), (point, "point")):
-        assert f"sam w/o {name}" in line
-        assert all(float(cell) >= 0 for cell in line.split()[-5:])
-    rows = json.loads(run("evaluate", "scenes", "--refine", "sam", "--limit", "1", "--json").stdout)["rows"]
-    assert [row["refine"] for row in rows] == ["sam"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["photos"], "expected one of scenes, voc21"),
-        (["scenes", "--ablate"], "--ablate needs --refine sam"),
-        (["scenes", "--method", "magic"], "clip, maskclip"),
-        (["scenes", "--refine", "magic"], "none"),
-        (["scenes", "--limit", "0"], "limit: expected 1 to 10000, received 0"),
-        (["scenes", "--seed", "-1"], "seed: expected 0 to 99999"),
-        (["scenes", "--seed", "100000"], "trained on"),
-    ],
-)
-def test_evaluate_usage_errors(run, arguments, message):
-    result = run("evaluate", *arguments)
-    assert result.exit_code == 2
-    assert message in one_line(result)
-
-
-def test_doctor_reports_and_fails_on_a_problem(run, monkeypatch):
-    result = run("doctor")
-    assert result.exit_code == 0, result.output
-    for word in ("torch", "triton", "gpu", "cache", "tiny (clip): embedded", "ViT-H-14", "no problem found"):
-        assert word in result.stdout
-    found = json.loads(run("doctor", "--json").stdout)
-    assert found["versions"]["s2clip"]
-    assert found["problems"] == []
-    monkeypatch.setattr("s2clip.doctor.OLDEST_TORCH", "999")
-    result = run("doctor")
-    assert result.exit_code == 3
-    assert "older than 999" in result.stdout
-
-
-def test_doctor_does_without_triton(run, monkeypatch):
-    import s2clip.doctor
-    import s2clip.results.result
-
-    without = {**s2clip.results.result.versions(), "triton": None}
-    monkeypatch.setattr(s2clip.doctor, "versions", lambda: without)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = run("doctor")
-    assert result.exit_code == 0, result.output
-    assert "the CPU path works" in result.stdout
-
-
-def test_every_command_has_help():
-    for command in ("segment", "demo", "evaluate", "doctor"):
-        result = CliRunner().invoke(cli.main, [command, "--help"])
-        assert result.exit_code == 0
-        assert isinstance(cli.main.commands[command], click.Command)
-        assert "Usage: " in result.stdout
 
 
 def test_an_interrupt_keeps_what_is_done(run, tmp_path, monkeypatch):

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import one_line
 from data_trees import LAYOUTS, make_tree, save
 from PIL import Image
 
-from s2clip import cli
 from s2clip.cli.console import load_segmenter
 from s2clip.errors import WeightsError
 from s2clip.evaluation.datasets import open_dataset
@@ -34,21 +33,6 @@ def trees(tmp_path_factory):
         return made[name]
 
     return tree
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Calls the program inside of this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-
-    return call
-
-
-def one_line(result):
-    return next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
 
 
 def untimed(path):

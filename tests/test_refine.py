@@ -6,21 +6,19 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import exact_sam, picture, small_clip, small_sam, small_vfm
+from small_models import coarse_map, exact_sam, picture, small_sam
 from torch._dynamo.utils import counters
 
 from s2clip import ops
-from s2clip.backbones.sam import Embedding, SamFeatures, encode_images, input_size
+from s2clip.backbones.sam import Embedding, input_size
 from s2clip.decision import scores
 from s2clip.decision.scores import DenseScores, LogitScores, half_size
-from s2clip.errors import MissingExtraError, RefinementError
-from s2clip.published.catalogue import get_method
+from s2clip.errors import MissingExtraError
 from s2clip.refinement import decoder, prompts, sam
 from s2clip.refinement.prompts import Prompts, find_regions, make_prompts
 from s2clip.refinement.refiner import Refiner, load_refiner
 from s2clip.refinement.settings import Refinement, resolve_settings
-from s2clip.segmenter import Segmenter
-from s2clip.testing import assert_same_formula
+from s2clip.testing import assert_same_formula, normal
 
 CLASSES = 6
 SIZES = [(50, 71), (64, 64), (37, 20), (91, 60)]
@@ -29,17 +27,6 @@ SIZES = [(50, 71), (64, 64), (37, 20), (91, 60)]
 @pytest.fixture(scope="module")
 def model():
     return exact_sam()
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def scene(size, seed, classes=CLASSES):
-    """(coarse labels [H,W], scores [K,H,W]) of blobs."""
-    logits = 3 * F.interpolate(normal(1, classes, 6, 7, seed=seed), size, mode="bilinear")[0]
-    probability = logits.softmax(0)
-    return probability.argmax(0), probability
 
 
 def embedding(size, seed, frame=64):
@@ -85,7 +72,7 @@ def test_all_at_once_is_the_published_way(options):
     changed, failed = 0, 0
     for seed, size in enumerate(SIZES):
         model = exact_sam(seed=seed)
-        one = (embedding(size, seed), *scene(size, seed))
+        one = (embedding(size, seed), *coarse_map(size, seed))
         threshold = float(run(model, [one], sam_iou_threshold=-1e6, **options)[0].predicted_iou.median())
         threshold -= 1e-3  # no region's estimate is so near that rounding decides
         (ours,), (published,) = (
@@ -111,8 +98,8 @@ def test_from_cosines_as_from_the_same_scores_published(model):
 
 
 def test_several_pictures_are_each_alone(model):
-    pictures = [(embedding(size, seed), *scene(size, seed)) for seed, size in enumerate(SIZES)]
-    pictures.insert(1, (embedding((30, 40), 9), torch.full((30, 40), 255), scene((30, 40), 9)[1]))
+    pictures = [(embedding(size, seed), *coarse_map(size, seed)) for seed, size in enumerate(SIZES)]
+    pictures.insert(1, (embedding((30, 40), 9), torch.full((30, 40), 255), coarse_map((30, 40), 9)[1]))
     for together, one in zip(run(model, pictures, sam_iou_threshold=-1e6), pictures, strict=True):
         alone = run(model, [one], sam_iou_threshold=-1e6)[0]
         assert_equal(together, alone)
@@ -135,7 +122,7 @@ class TestScores:
     def test_grouping_of_classes_changes_only_rounding(self, kind, monkeypatch):
         cosines = normal(6, 5, 6) / 5
         make = {
-            "dense": lambda: DenseScores(scene((40, 48), 0)[1]),
+            "dense": lambda: DenseScores(coarse_map((40, 48), 0)[1]),
             "cosines": lambda: LogitScores(cosines, 40.0, range(6), (40, 48)),
         }[kind]
         class_map = torch.randint(-1, 8, (20, 24), generator=torch.Generator().manual_seed(0))
@@ -227,7 +214,7 @@ class TestRoundedPicture:
     size, rounded = (37, 20), (48, 32)
 
     def refined(self, refine, **options):
-        one = (embedding(self.rounded, 2)._replace(made_from=self.rounded), *scene(self.size, 2))
+        one = (embedding(self.rounded, 2)._replace(made_from=self.rounded), *coarse_map(self.size, 2))
         return run(exact_sam(seed=2), [one], refine, sam_iou_threshold=-1e6, **options)[0]
 
     @pytest.mark.parametrize("faithful", [False, True])
@@ -258,7 +245,7 @@ class TestRoundedPicture:
 
 
 def test_nothing_accepted_keeps_the_coarse_map(model):
-    one = (embedding((50, 71), 0), *scene((50, 71), 0))
+    one = (embedding((50, 71), 0), *coarse_map((50, 71), 0))
     refined = run(model, [one], sam_iou_threshold=1e6)[0]
     assert torch.equal(refined.labels, one[1])
     assert not refined.score.any()
@@ -271,7 +258,7 @@ class TestBadInput:
         return run(model, [(embedding(size, 0), labels, probability)], sam_iou_threshold=-1e6, **options)[0]
 
     def test_no_region(self, model):
-        labels, probability = scene((50, 71), 0)
+        labels, probability = coarse_map((50, 71), 0)
         for options in ({"minimal_area": 10**6}, {"coarse_threshold": 1.0}):
             refined = self.refined(model, labels, probability, **options)
             assert torch.equal(refined.labels, labels)
@@ -307,7 +294,7 @@ class TestBadInput:
     @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 1)])
     def test_pictures_smaller_than_a_patch(self, size):
         refiner = Refiner(small_sam(), Refinement(minimal_area=1, coarse_threshold=0.0, sam_iou_threshold=-1e6))
-        labels, probability = scene(size, 1)
+        labels, probability = coarse_map(size, 1)
         refined = refiner([refiner.embed(picture(*size))], [labels], [DenseScores(probability)])[0]
         assert refined.labels.shape == size
         assert len(refined.accepted)
@@ -315,13 +302,13 @@ class TestBadInput:
     @pytest.mark.parametrize("refine", ["sam", "trident"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_scores_that_are_not_finite_are_one_error(self, model, refine, value):
-        labels, probability = scene((50, 71), 0)
+        labels, probability = coarse_map((50, 71), 0)
         probability[2, 20, 30] = value
         with pytest.raises(ValueError, match=r"^scores: expected finite class scores, received NaN or infinity$"):
             run(model, [(embedding((50, 71), 0), labels, probability)], refine)
 
     def test_masks_that_are_not_finite_failed(self, model, monkeypatch):
-        labels, probability = scene((50, 71), 0)
+        labels, probability = coarse_map((50, 71), 0)
         monkeypatch.setattr(
             sam,
             "decode",
@@ -375,107 +362,6 @@ def test_compiled_encoder_is_used_and_announced(backend, caplog):
         torch.testing.assert_close(refiner.embed(picture(*size)).features, features, atol=1e-4, rtol=1e-4)
     assert counters["stats"]["unique_graphs"] == 1
     torch.compiler.reset()
-
-
-NAMES = ("sky", "house; hut", "tree", "green grass")
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    fields = {"short_side": 40, "crop": 32, "stride": 16, "templates": "plain"}
-    refiner = Refiner(
-        small_sam(), Refinement(minimal_area=4, coarse_threshold=0.0, sam_iou_threshold=-1e6), name="small"
-    )
-    made = Segmenter(
-        small_clip(), vfm=small_vfm(), refiner=refiner, method=get_method("s2clip", **fields), mix_pictures=False
-    )
-    return made.set_classes(NAMES)
-
-
-class TestSegmenter:
-    def test_result(self, segmenter):
-        result = segmenter(picture(40, 60))
-        assert set(result.timings) >= {"sam_encoder", "components", "prompts", "decoder", "merge", "classify"}
-        assert result.settings["refine"] == "sam"
-        assert result.settings["sam"] == "small"
-        assert result.settings["refinement"]["minimal_area"] == 4
-        assert result.segmentation.shape == result.coarse.shape == (40, 60)
-        assert (result.segmentation != result.coarse).any()
-        assert 0 <= result.confidence.min() <= result.confidence.max() <= 1
-        assert len(result.refined.predicted_iou) == len(result.refined.regions.box) > 0
-        assert result.regions.box.shape[1] == 4
-        result.segmentation[0, 0] = 3  # an inference tensor would refuse
-
-    def test_a_picture_is_embedded_once_for_many_words(self, segmenter, monkeypatch):
-        calls, embed = [], segmenter.refiner.embed
-        monkeypatch.setattr(segmenter.refiner, "embed", lambda image: calls.append(image) or embed(image))
-        encoded = segmenter.encode(picture(40, 60))
-        first = segmenter.segment(encoded)
-        segmenter.segment(encoded, ["cat", "dog"])
-        assert len(calls) == 1
-        assert torch.equal(first.segmentation, segmenter.segment(encoded).segmentation)
-
-    def test_mixing_pictures_gives_the_same_results(self, segmenter, monkeypatch):
-        pictures = [picture(40, 60), picture(33, 20, seed=1)]
-        alone = segmenter(pictures)
-        monkeypatch.setattr(segmenter._encoder, "mix_pictures", True)
-        for one, other in zip(segmenter(pictures), alone, strict=True):
-            assert (one.segmentation != other.segmentation).float().mean() < 1e-2
-            assert one.timings["decoder"] > 0
-
-    def test_failure_holds_the_coarse_results(self, segmenter, monkeypatch):
-        monkeypatch.setattr(sam, "decode", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
-        with pytest.raises(RefinementError, match="no room") as caught:
-            segmenter(picture(40, 60))
-        assert caught.value.coarse[0].segmentation.shape == (40, 60)
-
-    def test_anybodys_map(self, segmenter):
-        labels, probability = scene((40, 60), 2)
-        result = segmenter.refine(picture(40, 60), labels.to(torch.uint8), probability)
-        assert result.classes == tuple(map(str, range(CLASSES)))
-        assert torch.equal(result.coarse, labels)
-        assert (result.segmentation != labels).any()
-        low = F.interpolate(probability[None], (20, 30), mode="bilinear")[0]
-        assert segmenter.refine(picture(40, 60), labels.numpy(), low.numpy()).segmentation.shape == (40, 60)
-        assert segmenter.refine(picture(40, 60), labels % 4, probability[:4]).classes == NAMES
-
-    def test_anybodys_map_must_fit(self, segmenter):
-        labels, probability = scene((40, 60), 2)
-        for arguments, message in (
-            (
-                (labels[:-1], probability),
-                r"labels: expected integers \[H,W\] = \[40, 60\], received torch.int64 \[39, 60\]",
-            ),
-            ((labels.float(), probability), "labels: expected integers"),
-            ((labels, probability[0]), r"scores: expected floats \[K,h,w\]"),
-            ((labels, probability * float("nan")), "scores: expected finite"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                segmenter.refine(picture(40, 60), *arguments)
-        plain = Segmenter(segmenter.clip, vfm=segmenter.vfm, method=segmenter.method)
-        with pytest.raises(ValueError, match="refine: expected a Segmenter with refine='sam'"):
-            plain.refine(picture(40, 60), labels, probability)
-
-    def test_other_options_share_the_models(self, segmenter):
-        other = segmenter.with_refinement(use_box=False)
-        assert other.refiner.sam is segmenter.refiner.sam
-        assert other.settings["refinement"]["use_box"] is False
-        assert segmenter.settings["refinement"]["use_box"] is True
-
-    def test_sam_as_features_and_refinement_sees_a_picture_once(self, monkeypatch):
-        model = small_sam()
-        features = SamFeatures(model, name="sam-tiny")
-        refiner = load_refiner("sam-tiny", Refinement(), vfm=features)
-        assert refiner.sam is model
-        calls, encode = [], model.image_encoder.forward
-        monkeypatch.setattr(model.image_encoder, "forward", lambda x: calls.append(x) or encode(x))
-        image = picture(48, 64)
-        features.features(image[None].float() / 255)
-        seen = refiner.embed(image)
-        assert len(calls) == 1
-        refiner.embed(picture(48, 64, seed=1))
-        assert len(calls) == 2
-        torch.testing.assert_close(seen.features, encode_images(small_sam(), image[None].float() / 255)[0])
 
 
 def test_prompts_by_hand():

@@ -29,9 +29,11 @@ PLAINEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MK
 FROM_HERE = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)==")
 """The gigabytes that the environment `light` takes from the one that runs this."""
 
-NUMBERS = ("backbones", "cpu_ops", "features", "methods", "metrics", "ops", "published_trident", "published_cliper")
-NUMBERS += ("reference", "refine", "result", "segmenter", "windows")
-SEAMS = ("cli", "datasets", "images", "imports", "package", "text", "weights")
+NUMBERS = ("backbones", "cpu_ops", "features", "methods", "metrics", "ops", "positions", "published_cliper")
+NUMBERS += ("published_trident", "reference", "reference_regions", "refine", "refine_segmenter", "result", "segmenter")
+NUMBERS += ("windows",)
+SEAMS = ("cli", "cli_commands", "cli_names", "datasets", "from_pretrained", "images", "imports", "ops_errors")
+SEAMS += ("package", "text", "weights")
 """Where numbers meet other people's, and where a user meets the package."""
 
 
