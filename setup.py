@@ -38,7 +38,7 @@ TEST = [
     *PLOT,
     *DIFFUSION,
 ]
-LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML", "types-tqdm"]
+LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML>=6", "types-tqdm>=4.66"]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
 
 setup(
@@ -68,7 +68,7 @@ setup(
         "click>=8.2",
         "tqdm>=4.66",
         "pyyaml>=6",
-        "regex",
+        "regex>=2024.11",
         "anyascii>=0.3.2",
     ],
     extras_require={

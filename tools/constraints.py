@@ -29,10 +29,13 @@ def resolve(*options: str) -> str:
     command = [find_uv_bin(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--extra", "dev"]
     done = subprocess.run([*command, *options, "setup.py"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"uv could not resolve setup.py {' '.join(options)}:\n{done.stderr}")
+        raise LookupError(f"uv could not resolve setup.py {' '.join(options)}:\n{done.stderr}")
     return done.stdout
 
 
 if __name__ == "__main__":
     caps = [option for path in caps_of_pip() for option in ("--constraint", path)]
-    (ROOT / "constraints.txt").write_text(HEAD + resolve("--universal", "--python-version", "3.11", *caps))
+    try:
+        (ROOT / "constraints.txt").write_text(HEAD + resolve("--universal", "--python-version", "3.11", *caps))
+    except LookupError as error:
+        sys.exit(str(error))
