@@ -10,6 +10,7 @@ VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 DEMO = ["gradio>=6"]
 SUPERVISION = ["supervision>=0.27"]
 YOLO = ["opencv-python-headless>=4.10"]
+RADSEG = ["transformers>=4.57"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
@@ -80,6 +81,7 @@ setup(
         "supervision": SUPERVISION,
         "yolo": YOLO,
         "diffusion": DIFFUSION,
+        "radseg": RADSEG,
         "plot": PLOT,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],
     },

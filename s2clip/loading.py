@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from s2clip import memory
-from s2clip.backbones.clip import CLIP_NAMES, CLIPBackbone, load_clip
+from s2clip.backbones.clip import CLIPBackbone, load_clip
+from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SAM_NAMES, load_sam
 from s2clip.backbones.vfm import VFM_NAMES, load_vfm
@@ -15,7 +16,7 @@ from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.recipe import RECIPES
 from s2clip.names import match_name
-from s2clip.published.catalogue import get_method
+from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
 from s2clip.refinement.refiner import load_refiner, shared_sam
@@ -51,7 +52,11 @@ def load_parts(
     dtype, cache_dir and local_files_only, which every loader takes.
     """
     refine, method = check_refinement(refine), get_method(method)
-    model = match_name("model", model, CLIP_NAMES)
+    model = match_name("model", model, ("tiny", *MODELS["clip"]))
+    speaks = model in MODELS["clip"] and MODELS["clip"][model].family == "language-radio"
+    if speaks and not resolve_extension(method).any_prefix:
+        fitting = [name for name, one in METHODS.items() if resolve_extension(one).any_prefix]
+        reject("method", f"{', '.join(fitting)} for model {model}, which is no CLIP", repr(method.name))
     vfm = vfm or ("tiny-dino" if model == "tiny" else resolve_extension(method).default_vfm)
     sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
     vfm = match_name("vfm", vfm, VFM_NAMES, SAM_ALIASES)
@@ -64,7 +69,12 @@ def load_parts(
     weights = options["weights"]
     if weights not in ("pretrained", "random") and not Path(weights).is_file():
         reject("weights", "'pretrained', 'random' or a file", repr(str(weights)))
-    clip = load_clip(model, **options)
+    if speaks:
+        from s2clip.backbones.language_radio import load_language_radio
+
+        clip = load_language_radio(model, **options)
+    else:
+        clip = load_clip(model, **options)
     if weights != "random":
         options = {**options, "weights": "pretrained"}  # a file is of one model, the CLIP
     features = load_vfm(vfm, **options) if method.uses_vfm else None

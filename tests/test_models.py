@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from open_clip.model import CLIP
+from open_clip.model import CLIP, _build_text_tower
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from small_models import fill
@@ -46,8 +46,8 @@ def test_the_row_that_the_docs_add_makes_a_model(tmp_path):
         (files("s2clip.data") / "models.yaml").read_text() + "".join(f"  {line}\n" for line in DOCUMENTED.splitlines())
     )
     written = model_table.read_table(table)
-    assert list(written["masks"]) == [*MODELS["masks"], "dinov2-g14"]  # the last kind of the file
-    check_vision_row(written["masks"]["dinov2-g14"])
+    assert list(written["words"]) == [*MODELS["words"], "dinov2-g14"]  # the last kind of the file
+    check_vision_row(written["words"]["dinov2-g14"])
 
 
 def check_vision_row(row):
@@ -64,7 +64,26 @@ def check_vision_row(row):
         assert row.files[0][0] == config.hf_hub_id
 
 
-@pytest.mark.parametrize("name", list(MODELS["clip"]))
+def test_rows_of_radio_with_language_are_the_vision_rows_with_other_files():
+    for letter in "BL":
+        speaking, seeing = MODELS["clip"][f"RADIO-{letter}-16"], MODELS["vision"][f"radio-v3-{letter.lower()}16"]
+        for field in ("architecture", "patch", "native", "mean", "std", "parameters", "licence"):
+            assert getattr(speaking, field) == getattr(seeing, field)
+        assert speaking.files[0][0] == seeing.files[0][0]
+
+
+def test_the_row_of_words_is_what_open_clip_knows():
+    row = MODELS["words"]["siglip2-g"]
+    config, published = (
+        open_clip.get_model_config(row.architecture),
+        open_clip.get_pretrained_cfg(row.architecture, "webli"),
+    )
+    with torch.device("meta"):
+        assert millions(_build_text_tower(config["embed_dim"], config["text_cfg"])) == row.parameters
+    assert published["hf_hub"].strip("/") == row.files[0][0]
+
+
+@pytest.mark.parametrize("name", [name for name, row in MODELS["clip"].items() if row.family == "clip"])
 def test_clip_rows_are_what_open_clip_knows(name):
     row, config = MODELS["clip"][name], open_clip.get_model_config(MODELS["clip"][name].architecture)
     vision = config["vision_cfg"]

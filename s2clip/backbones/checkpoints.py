@@ -28,6 +28,7 @@ from s2clip.files import at_home
 
 logger = logging.getLogger(__name__)
 
+GENERIC = ("model.", "open_clip_")  # beginnings of names that many repositories use
 CONNECT_SECONDS = 10.0  # without an answer; a firewall that drops packets must not look like a hang
 
 
@@ -98,8 +99,10 @@ def _hub_cache(cache_dir: str | Path | None) -> Path:
 
 
 def _filenames(name: str) -> list[str]:
-    url = CHECKPOINTS[name].url
-    return [f"{name}.safetensors", *([url.rsplit("/", 1)[1]] if url else [])]
+    """What a file may be called in a folder: our name, its own where that says which model it is."""
+    checkpoint = CHECKPOINTS[name]
+    own = [file for _, file in checkpoint.hub if not file.startswith(GENERIC)]
+    return [f"{name}.safetensors", *own, *([checkpoint.url.rsplit("/", 1)[1]] if checkpoint.url else [])]
 
 
 def _download(name: str, cache_dir: str | Path | None) -> tuple[Path | None, list[str]]:

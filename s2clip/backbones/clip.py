@@ -31,7 +31,7 @@ from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
 # Our name -> open_clip's architecture. OpenAI, MetaCLIP and DFN trained with QuickGELU; its plain "ViT-B-16" has GELU.
-ARCHITECTURES = {name: row.architecture for name, row in MODELS["clip"].items()}
+ARCHITECTURES = {name: row.architecture for name, row in MODELS["clip"].items() if row.family == "clip"}
 CLIP_NAMES = ("tiny", *ARCHITECTURES)
 
 PROMPTS_PER_BATCH = 256  # 256 prompts of 77 tokens in ViT-L/14's text tower: about 0.5 GB in fp32
@@ -41,9 +41,12 @@ class CLIPBackbone(nn.Module):
     """A frozen CLIP whose vision tower can be run block by block on images of any size.
 
     name: as in `CLIP_NAMES`.  patch_size p, layers L, width D, heads, embed_dim C: ints.
+    prefix_tokens: before the patches, the class token alone.
     native_size: side in pixels of the training images.  logit_scale: exp of the learned temperature.
     weights_sha256: of the file that was loaded, "random" for random weights.
     """
+
+    prefix_tokens = 1
 
     def __init__(
         self,
@@ -159,6 +162,10 @@ class CLIPBackbone(nn.Module):
         batch, _, tokens, _ = heads_out.shape
         joined = heads_out.transpose(1, 2).reshape(batch, tokens, -1).to(self.dtype)
         return block.ls_1(block.attn.out_proj(joined))
+
+    def scaled(self, x: Tensor, index: int = -1) -> Tensor:
+        """What block `index` adds of an attention's output: `project_attention` has scaled it already."""
+        return x
 
     def feed_forward(self, x: Tensor, index: int = -1) -> Tensor:
         """FFN(LN2 x) in block `index`: x [B,T,D] -> [B,T,D], without the residual."""

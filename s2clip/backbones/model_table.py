@@ -22,22 +22,22 @@ class ModelRow:
 
     name: str
     kind: str
-    """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`)."""
+    """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`), "words" (text towers alone)."""
     family: str
-    """Which code runs it: clip; vit, rotary, radio; sam."""
+    """Which code runs it: clip, language-radio; vit, rotary, radio; sam; siglip."""
     architecture: str
     """Its name in open_clip, timm or segment_anything."""
-    patch: int
-    native: int
-    """Pixels of a side that its position table is for."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     parameters: float
     """Millions."""
     licence: str
     """Of the weights."""
     commercial: bool
     """Whether that licence allows commercial use."""
+    patch: int = 0
+    native: int = 0
+    """Pixels of a side that its position table is for."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     """(repository, file) on the Hugging Face Hub, best first."""
     url: str = ""
@@ -59,7 +59,8 @@ def read_table(path: Traversable) -> dict[str, dict[str, ModelRow]]:
 
 
 def _row(name: str, kind: str, row: dict[str, Any], statistics: dict[str, Any], closed: list[str]) -> ModelRow:
-    pixels = {key: tuple(values) for key, values in statistics[row.pop("statistics")].items()}
+    chosen = statistics[row.pop("statistics")] if "statistics" in row else {}
+    pixels = {key: tuple(values) for key, values in chosen.items()}
     files = tuple(tuple(file.rsplit("/", 1)) for file in row.pop("files", ()))
     return ModelRow(name=name, kind=kind, files=files, commercial=row["licence"] not in closed, **pixels, **row)
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-TITLES = {"clip": "--model: pictures and words", "vision": "--vfm: vision alone", "masks": "--sam: masks"}
+TITLES = {
+    "clip": "--model: pictures and words",
+    "vision": "--vfm: vision alone",
+    "masks": "--sam: masks",
+    "words": "words alone, for RADIO",
+}
 
 
 @click.command()
@@ -31,7 +36,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         licence = row["licence"] + ("" if row["commercial"] else "*")
         lines.append(
-            (row["name"], f"{row['parameters']:.1f} M", str(row["patch"]), licence, row["weights"] or "not here")
+            (row["name"], f"{row['parameters']:.1f} M", str(row["patch"] or "-"), licence, row["weights"] or "not here")
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

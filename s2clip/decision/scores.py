@@ -133,7 +133,7 @@ class LogitScores(ScoreMaps):
         planes = self.logits.new_zeros(len(classes), *size)
         for strip in self._strips(len(words), size):
             probability = (self._upsampled(words, size, strip) - log_sum[strip]).exp_()
-            _merge_words(probability, rows, planes[:, strip])
+            merge_words(probability, rows, planes[:, strip])
         return planes
 
     @sheltered()
@@ -146,7 +146,7 @@ class LogitScores(ScoreMaps):
         for strip in self._strips(len(words), size):
             scaled = self._upsampled(words, size, strip)
             torch.logsumexp(scaled, 0, out=log_sum[strip])
-            planes = _merge_words(scaled.sub_(log_sum[strip]).exp_(), self.class_index)
+            planes = merge_words(scaled.sub_(log_sum[strip]).exp_(), self.class_index)
             torch.amax(planes, 0, out=best[strip])
             torch.maximum(peak, planes.amax((1, 2)), out=peak)
             _take_own(own[strip], planes, class_map[strip], 0)
@@ -180,7 +180,7 @@ class LogitScores(ScoreMaps):
         return self._normaliser[size]
 
 
-def _merge_words(probability: Tensor, rows: Sequence[int], planes: Tensor | None = None) -> Tensor:
+def merge_words(probability: Tensor, rows: Sequence[int], planes: Tensor | None = None) -> Tensor:
     """planes[rows[q]] = max over q of probability[q], into `planes`, which are zero, if there are any."""
     if planes is None:
         if list(rows) == list(range(len(rows))):

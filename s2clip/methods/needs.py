@@ -30,6 +30,8 @@ class Needs:
     """`prepare` is given the patch as `multiple`, though windows are not spliced: none of them is padded then."""
     smooths_itself: ClassVar[bool] = False
     """`decide` smooths by `models.diffusion` where it is loaded: a refinement by Stable Diffusion leaves that to it."""
+    any_prefix: ClassVar[bool] = False
+    """Runs on towers with other tokens before the patches than one CLS: those of C-RADIO with language."""
     extra_words: ClassVar[tuple[str, ...]] = ()
     """Words that belong to no class: their rows come last in the `text` that `decide` is given."""
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType({})

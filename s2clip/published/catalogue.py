@@ -10,6 +10,7 @@ from s2clip.published.cliper import Cliper
 from s2clip.published.clipsurgery import ClipSurgery
 from s2clip.published.corrclip import CorrClip
 from s2clip.published.gem import Gem
+from s2clip.published.radseg import RadSeg
 from s2clip.published.scclip import ScClip
 from s2clip.published.trident import Trident
 from s2clip.values import plain
@@ -120,6 +121,14 @@ METHODS: dict[str, Method] = {
             source="CorrCLIP (Zhang et al. 2025), version 1, zdk258/CorrCLIP; published with MetaCLIP, SAM 2's masks",
             merge="pixel",
             extension=CorrClip(),
+        ),
+        Method(
+            name="radseg",
+            source="RADSeg (2025), RADSeg-OVSS/RADSeg 05ec86f; published with C-RADIOv3, --model RADIO-B-16",
+            short_side=576,
+            stride=224,
+            logit_scale=100.0,
+            extension=RadSeg(),
         ),
         Method(
             name="s2clip",
