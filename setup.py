@@ -12,6 +12,8 @@ SUPERVISION = ["supervision>=0.27"]
 YOLO = ["opencv-python-headless>=4.10"]
 RADSEG = ["transformers>=4.57"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
+# FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
+SERVE = ["litserve>=0.2.16", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
     "pytest>=8",
@@ -28,6 +30,8 @@ TEST = [
     "fonttools>=4.50",
     *DEMO,
     *SUPERVISION,
+    *SERVE,
+    "httpx2>=2",  # what Starlette's test client asks with
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
     "lxml>=5",
@@ -83,6 +87,7 @@ setup(
         "diffusion": DIFFUSION,
         "radseg": RADSEG,
         "plot": PLOT,
+        "serve": SERVE,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},

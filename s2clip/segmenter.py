@@ -285,6 +285,16 @@ class Segmenter(Predictor):
         return encoded
 
     @sheltered()
+    def encode_batch(self, pictures: Sequence[Picture]) -> list[Encoded]:
+        """`encode` of pictures that were read (`s2clip.pictures.reading.read`), as many together as `stream` takes."""
+        encoded: list[Encoded] = []
+        for length in self._groups(pictures) if pictures else ():
+            encoded += self._encode(pictures[len(encoded) : len(encoded) + length])
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # under a cap copies to the host were only queued
+        return encoded
+
+    @sheltered()
     def segment(
         self, encoded: Encoded, classes: str | Sequence[str] | None = None, *, background: int | str | None = None
     ) -> Result:

@@ -18,6 +18,7 @@ from s2clip.cli.merge import merge
 from s2clip.cli.models import models
 from s2clip.cli.program import Program
 from s2clip.cli.segment import segment
+from s2clip.cli.serve import serve
 from s2clip.cli.table import table
 
 
@@ -27,5 +28,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, demo, evaluate, merge, table, check_data, convert, models, field, doctor, analyze):
+for command in (segment, serve, demo, evaluate, merge, table, check_data, convert, models, field, doctor, analyze):
     main.add_command(command)

@@ -217,11 +217,13 @@ class Result:
 
     def _content(self, name: str, path: Path, names: bool) -> bytes:
         """What stands in the file of a format."""
-        if name == "overlay":
-            return _encoded(overlay(self.image, self.segmentation, self.classes, names=names))
-        if name == "labelme":
-            return labelme_bytes(self, path.parent)
-        return getattr(self, f"_{name}_bytes")()
+        return labelme_bytes(self, path.parent) if name == "labelme" else self.to_bytes(name, names=names)
+
+    def to_bytes(self, format: str, *, names: bool = True) -> bytes:
+        """The file of a format, "png", "overlay", "coco" or "npz", without writing it; `names` as of `save`."""
+        if format not in ("png", "overlay", "coco", "npz"):
+            reject("format", "png, overlay, coco or npz", repr(format))
+        return _encoded(self.overlay(names=names)) if format == "overlay" else getattr(self, f"_{format}_bytes")()
 
     def to_supervision(self, per: str = "region") -> "Detections":
         """`supervision.Detections`, one per connected region or per class (extra `supervision`)."""
