@@ -71,7 +71,7 @@ def along_edges(cosines: Tensor, encoded: Encoded, method: Method) -> Tensor:
 
     Its edges are those of the picture as the windows saw it, at the canvas' resolution, as published.
     """
-    image = resize(encoded.picture.to(cosines.device, non_blocking=True), encoded.canvas)
+    image = resize(encoded.picture.to(cosines.device, non_blocking=True), encoded.canvas, rounded=method.round_pixels)
     image = F.interpolate(image[None], encoded.size, mode="bilinear", align_corners=False)[0]
     settings = {"iterations": method.pamr_iterations, "dilations": method.pamr_dilations}
     return pamr.refine_maps(cosines[0], encoded.size, image, **settings)[None]

@@ -85,7 +85,7 @@ class Encoder:
         if self.max_batch < 1:
             reject("max_batch", "at least 1", max_batch)
         patch = clip.patch_size
-        self.multiple = math.lcm(patch, vfm.patch_size) if method.uses_vfm else patch
+        self.multiple = method.pad_multiple or (math.lcm(patch, vfm.patch_size) if method.uses_vfm else patch)
         if method.merge == "splice":
             self.multiple = patch
             for name in ("crop", "stride"):
@@ -115,6 +115,9 @@ class Encoder:
         canvas = resized_size(*size, method.short_side, method.long_side, multiple)
         boxes = window_boxes(*canvas, method.crop, method.stride)
         window = padded_size(*boxes[0].size, self.multiple)
+        patch = max(self.clip.patch_size, self.models.vfm.patch_size if method.uses_vfm else 1)
+        if min(window) < patch:
+            reject("picture", f"at least one patch of {patch} pixels in a window, or pad_multiple=None", window)
         sizes = memory.Sizes(tuple(size), canvas, window, len(boxes))
         plan = (self.cap or self._machine).plan(sizes, most_windows=1 if self.cap is None else self.max_batch)
         return None if self.cap is None else plan

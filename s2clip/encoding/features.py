@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None) -> Tensor:
     """Patch features before the vision head, by the method's fields alone; an extension may call it.
 
-    images [B,3,H,W] RGB in [0,1], sides multiples of CLIP's patch → F [B,D,h,w] in CLIP's width D. The grid h x w is
+    images [B,3,H,W] RGB in [0,1], of which CLIP sees whole patches → F [B,D,h,w] in CLIP's width D. The grid h x w is
     the VFM's where one takes part, CLIP's (H/patch x W/patch) otherwise. `clip` is a `CLIPBackbone`, `vfm` a
     `VisionFeatures`, needed where `method.uses_vfm`; `ValueError` where it is missing.
     """
@@ -31,7 +31,7 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
         reject("vfm", f"a vision foundation model for method {method.name}", None)
     watch = watch or Stopwatch(images.device)
     with watch("clip"):
-        states, grid = clip.hidden_states(images)
+        states, grid = clip.hidden_states(whole_patches(images, clip.patch_size))
     levels = maps = scores = weights = proxy = None
     if method.uses_levels:
         with watch("levels"):
@@ -51,7 +51,7 @@ def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwa
     features = features.unflatten(1, grid)
     if method.uses_vfm:
         with watch("vfm"):
-            proxy = vfm.features(enlarge(images, method.vfm_scale))
+            proxy = vfm.features(vfm_view(images, method, vfm))
     if method.vfm_weight is not None:
         with watch("affinity"):
             features = aggregate(features, proxy, maps, weights, method)
@@ -126,6 +126,18 @@ def aggregate(
 def _affinity(maps: Sequence[Tensor], weights: Tensor, value: Tensor, method: Method) -> Tensor:
     maps = [features.to(value.dtype) for features in maps]
     return ops.affinity_attention(maps, value, weights=weights, beta=method.beta, gamma=method.gamma)
+
+
+def whole_patches(images: Tensor, patch: int) -> Tensor:
+    """[B,3,H,W] without what is beyond the last whole patch: what a convolution of that stride leaves out."""
+    height, width = images.shape[-2:]
+    return images[..., : height // patch * patch, : width // patch * patch]
+
+
+def vfm_view(images: Tensor, method: Method, vfm) -> Tensor:
+    """The windows as the VFM is shown them: enlarged, and of whole patches where `Method.pad_multiple` says so."""
+    images = enlarge(images, method.vfm_scale)
+    return images if method.pad_multiple is None else whole_patches(images, vfm.patch_size)
 
 
 def enlarge(images: Tensor, scale: float) -> Tensor:

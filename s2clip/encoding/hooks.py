@@ -38,7 +38,7 @@ class Windows(NamedTuple):
     """Windows of one size, of one picture or of several."""
 
     images: Tensor
-    """[n,3,h,w] RGB in [0,1], padded to a multiple of the patch with CLIP's mean colour."""
+    """[n,3,h,w] RGB in [0,1], padded with CLIP's mean colour to a multiple of the patch, or `Method.pad_multiple`."""
     regions: Tensor | None = None
     """[n,h,w] int64 ids of a method that `needs_regions`, nearest neighbour; -1 in the padding."""
     max_batch: int = 8
@@ -75,7 +75,7 @@ class WindowHooks(Needs):
         multiple: what its sides must be divisible by; 1 where windows are padded.
         """
         size = windows.resized_size(*picture.shape[1:], method.short_side, method.long_side, multiple)
-        return windows.resize(picture, size, antialias=method.antialias)
+        return windows.resize(picture, size, antialias=method.antialias, rounded=method.round_pixels)
 
     def window_features(self, batch: Windows, models: Models, method: Method, watch: Stopwatch) -> WindowFeatures:
         """Patch features of each window, before LN_post."""

@@ -74,12 +74,19 @@ class Method:
     """Pixels the longer side may not exceed after resizing, even if the shorter gets less; None: no limit."""
     antialias: bool = False
     """Low-pass before shrinking. Off, as the peers' resize."""
+    round_pixels: bool = False
+    """Round the resized picture to whole levels of 0..255, as image libraries that resize uint8 do, and so the peers'
+    published evaluation. Off: what the interpolation gives."""
     crop: int | None = 336
     """Pixels of a square window; None: the whole picture at once."""
     stride: int = 112
     """Pixels between windows, 1..crop; the last one is moved back to the border."""
     merge: str = "splice"
     """Overlaps: "splice" averages features on the patch grid (before LN_post), "pixel" averages upsampled cosines."""
+    pad_multiple: int | None = None
+    """Pixels that a window's sides are padded to a multiple of, for merge="pixel"; None: the patches', so that every
+    patch is whole and none is lost. What is left of a side after its last whole patch is not seen, and the grid of
+    patches is stretched over the window: 1 is NACLIP's whole picture, 56 ProxyCLIP's and CorrCLIP's windows."""
 
     # Text and decision.
     templates: str | tuple[str, ...] = "imagenet80"
@@ -132,7 +139,7 @@ class Method:
             "weights",
             f"None or one number for each of the {len(terms)} terms",
         )
-        for field in ("residual", "feed_forward", "cls_token", "progressive", "antialias"):
+        for field in ("residual", "feed_forward", "cls_token", "progressive", "antialias", "round_pixels"):
             self._require(isinstance(getattr(self, field), bool), field, "True or False")
         sigma = self.gaussian_sigma
         self._require(
@@ -168,6 +175,12 @@ class Method:
             f"at most the crop, {self.crop}: no pixel is missed",
         )
         self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
+        multiple = self.pad_multiple
+        self._require(
+            multiple is None or (is_whole(multiple) and multiple >= 1 and self.merge == "pixel"),
+            "pad_multiple",
+            "None, or with merge='pixel' a whole number >= 1 (pixels)",
+        )
 
     def _check_decision(self) -> None:
         own = isinstance(self.templates, tuple) and all(isinstance(t, str) and "{}" in t for t in self.templates)

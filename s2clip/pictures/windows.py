@@ -38,21 +38,52 @@ def resized_size(
     return tuple(max(math.floor(side * factor / multiple + 0.5), 1) * multiple for side in (height, width))
 
 
-def resize(image: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], *, antialias: bool = False, rounded: bool = False) -> Tensor:
     """uint8 [3,H,W] in 0..255 → float32 [3,h,w] in [0,1], bilinear, half-pixel centres (align_corners=False).
 
     Without `antialias` this is `F.interpolate(mode="bilinear")`, and OpenCV's INTER_LINEAR up to its rounding to uint8:
-    what the peers do. Only the two source rows of each output row are read, so a 64-megapixel picture costs little.
+    what the peers do. `rounded` has OpenCV's rounding too, bit by bit. Only the two source rows of each output row are
+    read, so a 64-megapixel picture costs little.
     """
     if tuple(image.shape[1:]) == tuple(size):
         return image.float() / 255
     if antialias:
-        return F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        smooth = F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        return (smooth * 255).round() / 255 if rounded else smooth
+    if rounded:
+        return opencv_levels(image, size).float() / 255
     for axis, length in ((1, size[0]), (2, size[1])):
         low, high, fraction = _linear_taps(image.shape[axis], length, image.device)
         fraction = fraction[:, None] if axis == 1 else fraction
         image = torch.lerp(image.index_select(axis, low).float(), image.index_select(axis, high).float(), fraction)
     return image / 255
+
+
+def opencv_levels(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [3,H,W] → int32 [3,h,w] in 0..255: OpenCV's INTER_LINEAR of uint8, columns first, then rows.
+
+    Weights of 11 bits; a sum of columns loses 4 bits, each row's share 16 more, the last 2 are rounded: less than a
+    level below the exact value in most pixels. A border row counts twice with both weights, a border column once.
+    """
+    (top, bottom, row), (left, right, column) = (
+        _integer_taps(old, new, image.device) for old, new in zip(image.shape[1:], size, strict=True)
+    )
+    column = torch.where((left < 0) | (left >= image.shape[2] - 1), column.new_tensor([[2048], [0]]), column)
+    left, right = left.clamp(0, image.shape[2] - 1), right.clamp(0, image.shape[2] - 1)
+    image = image.int()
+    image = (image.index_select(2, left) * column[0] + image.index_select(2, right) * column[1]) >> 4
+    top, bottom, row = top.clamp(0, image.shape[1] - 1), bottom.clamp(0, image.shape[1] - 1), row[:, :, None]
+    upper, lower = ((image.index_select(1, line) * own) >> 16 for line, own in ((top, row[0]), (bottom, row[1])))
+    return ((upper + lower + 2) >> 2).clamp(0, 255)
+
+
+def _integer_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The two sources of each output cell, -1 and `old` where they lie outside, and their weights [2,new] of 2048."""
+    position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    low = position.floor()
+    fraction = position - low
+    weights = torch.stack([1 - fraction, fraction]).mul(2048).round().int()
+    return low.long().to(device), low.long().to(device) + 1, weights.to(device)
 
 
 def _linear_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,12 +101,18 @@ class Cliper(Extension):
         return self.background_words
 
     def prepare(self, picture: Tensor, method: Method, multiple: int) -> Tensor:
-        """Both sides to the nearest multiple of the patch, bicubic with antialias: Pillow's, without its rounding."""
+        """Both sides to the nearest multiple of the patch, bicubic with antialias: Pillow's. `round_pixels` has its
+        rounding, too, of columns and then of rows."""
         size = resized_size(*picture.shape[1:], method.short_side, method.long_side, multiple)
         image = picture.float() / 255
         if size == tuple(picture.shape[1:]):
             return image
-        return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        if not method.round_pixels:
+            return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        for part in ((image.shape[1], size[1]), size):
+            image = F.interpolate(image[None], part, mode="bicubic", antialias=True)[0].clamp(0, 1)
+            image = (image * 255).round() / 255
+        return image
 
     def window_features(self, batch: Windows, models: Models, method: Method, watch: Stopwatch) -> WindowFeatures:
         """z_1..z_L of each picture before the head, its attention, and the windows' features if there are any."""

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip.encoding.features import enlarge
+from s2clip.encoding.features import vfm_view, whole_patches
 from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
 from s2clip.pictures.windows import nearest
@@ -71,7 +71,10 @@ class CorrClip(Extension):
     needs_vfm: ClassVar[bool] = True
     needs_regions: ClassVar[bool] = True
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"merge": "pixel", **{name: value for name, value in OWN_LAST_BLOCK.items() if name != "vfm_scale"}}
+        {
+            "merge": "pixel",
+            **{name: value for name, value in OWN_LAST_BLOCK.items() if name not in ("vfm_scale", "pad_multiple")},
+        }
     )
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class CorrClip(Extension):
     def window_features(self, batch: Windows, models: Models, method: Method, watch: Stopwatch) -> WindowFeatures:
         clip = models.clip
         with watch("vfm"):
-            query, key, _ = models.vfm.last_projections(enlarge(batch.images, method.vfm_scale))
+            query, key, _ = models.vfm.last_projections(vfm_view(batch.images, method, models.vfm))
             size = (query.shape[1], query.shape[2])
             unit = F.normalize((query + key).flatten(1, 2).float(), dim=-1)
         with watch("regions"):
@@ -196,7 +199,7 @@ def run_with_regions(
 
     A region's token attends to CLS and the region's patches, and nothing attends to it: the states are CLIP's.
     """
-    tokens, grid = clip.embed(images)
+    tokens, grid = clip.embed(whole_patches(images, clip.patch_size))
     count, numbers = tokens.shape[1], regions.exists.shape[1]
     on_grid = regions._replace(ids=nearest(regions.ids.unflatten(1, size), grid).flatten(1))
     seen = F.pad(on_grid.one_hot, (1, 0), value=True)[:, None]

@@ -65,6 +65,7 @@ OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
         "vfm_scale": 1.0,
         "beta": 1.2,
         "gamma": 3.0,
+        "pad_multiple": None,
     }
 )
 """`Extension.requires` of a method with a last block of its own: fields that would do nothing stay at their defaults,

@@ -97,7 +97,7 @@ class Trident(Extension):
 
         patch, parts = models.clip.patch_size, 2 if self.halves else 1
         size = (_ceil(picture.shape[1], patch), _ceil(picture.shape[2], patch * parts))
-        image = resize(picture.to(models.sam.device), size)
+        image = resize(picture.to(models.sam.device), size, rounded=method.round_pixels)
         columns = -(-maps.shape[2] // parts)  # of an odd number of columns both halves get the middle one
         cell = models.sam.image_encoder.patch_embed.proj.kernel_size[0]
         mixed = []
