@@ -194,7 +194,8 @@ class Predictor:
 
     def _rows(self, words: Vocabulary) -> Tensor:
         """Unit rows [Q+E,C] of the words, and of those that the method adds."""
-        return self._text((*words.words, *self._extension.extra_words), self.method.templates)
+        rows = self._text((*words.words, *self._extension.extra_words), self.method.templates)
+        return rows.double() if self.clip.dtype == torch.float64 else rows
 
     def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
         """Results whose labels are still to be checked: on CUDA they may not have been computed yet."""

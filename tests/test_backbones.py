@@ -15,7 +15,7 @@ from torch import nn
 from s2clip.backbones import clip, sam, tiny_sam, vfm
 from s2clip.backbones.clip import CLIPBackbone
 from s2clip.backbones.positions import resample_positions
-from s2clip.backbones.precision import freeze
+from s2clip.backbones.precision import freeze, resolve_dtype
 from s2clip.backbones.weights import private_random_state
 from s2clip.errors import WeightsError
 
@@ -347,8 +347,10 @@ def test_unknown_names_list_the_valid_ones():
         vfm.load_vfm("dino")
     with pytest.raises(ValueError, match=r"sam: expected one of sam-tiny, sam-vit-b, .*, received 'sam'"):
         sam.load_sam("sam")
-    with pytest.raises(ValueError, match=r"dtype: expected float32, float16, bfloat16 or None, received torch.float64"):
-        clip.load_clip("ViT-B-16", weights="random", dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"dtype: expected float32, .*, or float64 on the CPU, received torch.float8"):
+        clip.load_clip("ViT-B-16", weights="random", dtype=torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=r"dtype: expected float32, .*, or float64 on the CPU, received torch.float64"):
+        resolve_dtype(torch.float64, torch.device("cuda"))
 
 
 def test_random_weights_are_loud_repeatable_and_leave_the_random_state_alone(caplog):

@@ -41,7 +41,7 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
     rows, columns = grid
     if len(table) != native[0] * native[1]:
         raise ValueError(f"table: expected {native[0]}·{native[1]} rows, received {len(table)}")
-    table = table.detach().to(torch.float32)
+    table = table.detach().to(torch.promote_types(table.dtype, torch.float32))
     if grid == native:
         return table
     maps = table.reshape(1, *native, -1).permute(0, 3, 1, 2)

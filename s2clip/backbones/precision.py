@@ -21,17 +21,22 @@ DTYPES = {
     **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
     **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
     **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float64", "fp64", "double"), torch.float64),
 }
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """fp32 on the CPU, fp16 elsewhere, unless fp16, bf16 or fp32 is asked for, as a dtype or by name."""
+    """fp32 on the CPU, fp16 elsewhere, unless fp16, bf16, fp32 or, on the CPU, fp64 is asked for; names will do.
+
+    fp64 tells rounding from a difference; the kernels of a GPU have none.
+    """
     if isinstance(dtype, str):
         dtype = DTYPES.get(dtype.removeprefix("torch.").lower(), repr(dtype))
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
-        raise ValueError(f"dtype: expected float32, float16, bfloat16 or None, received {dtype}")
+    known = isinstance(dtype, torch.dtype) and dtype in DTYPES.values()
+    if not known or (dtype == torch.float64 and device.type != "cpu"):
+        raise ValueError(f"dtype: expected float32, float16, bfloat16, None, or float64 on the CPU, received {dtype}")
     return dtype
 
 
@@ -46,7 +51,9 @@ def freeze(
     few outliers of several hundred, as CLIP's residual stream has them, do not survive fp16 rounding well.
     """
     model = model.eval().requires_grad_(False)
-    if dtype != torch.float32:
+    if dtype == torch.float64:
+        model = model.double()
+    elif dtype != torch.float32:
         _replace_layer_norms(model)
         for module in model.modules():
             if isinstance(module, (nn.LayerNorm, *keep)):
@@ -66,9 +73,14 @@ def _replace_layer_norms(model: nn.Module) -> None:
                 setattr(parent, name, norm.eval())
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is where that is fp64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images − mean)/std per channel in fp32; images [B,3,H,W] in [0,1]."""
-    return (images.to(torch.float32) - mean[:, None, None]) / std[:, None, None]
+    """(images − mean)/std per channel in at least fp32; images [B,3,H,W] in [0,1]."""
+    return (at_least_float32(images) - mean[:, None, None]) / std[:, None, None]
 
 
 def check_images(images: Tensor) -> None:

@@ -14,7 +14,7 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from s2clip.backbones.positions import resample_positions
-from s2clip.backbones.precision import normalise
+from s2clip.backbones.precision import at_least_float32, normalise
 from s2clip.backbones.vision_features import VisionFeatures, fitted, pixel_statistics
 from s2clip.backbones.weights import Fingerprint
 
@@ -62,12 +62,13 @@ class RotaryFeatures(VisionFeatures):
         patches = projection(normalise(images, self.mean, self.std).to(projection.weight.dtype))
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)
-        prefix = torch.cat([token[0] for token in (model.cls_token, model.reg_token) if token is not None]).float()
+        prefix = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix = at_least_float32(torch.cat(prefix))
         if model.pos_embed is not None:
-            table, count = model.pos_embed[0].float(), len(prefix)
+            table, count = at_least_float32(model.pos_embed[0]), len(prefix)
             prefix = prefix + table[:count]
             patches = patches + resample_positions(table[count:], self.native_grid, grid, "timm")
-        x = torch.cat([prefix.expand(len(images), -1, -1), patches.float()], 1)  # summed in fp32
+        x = torch.cat([prefix.expand(len(images), -1, -1), at_least_float32(patches)], 1)  # not summed in half
         return model.norm_pre(x.to(projection.weight.dtype)), model.rope.get_embed(shape=grid), grid
 
 

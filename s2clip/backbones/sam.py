@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from s2clip.backbones import weights as weight_files
 from s2clip.backbones.model_table import MODELS
-from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
+from s2clip.backbones.precision import at_least_float32, check_images, freeze, resolve_device, resolve_dtype
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
@@ -81,7 +81,9 @@ def load_sam(
 def freeze_sam(sam: Sam, device: torch.device, dtype: torch.dtype) -> Sam:
     """Move `sam` to device, its image encoder to dtype, with norms in fp32: eval, no gradients."""
     encoder = sam.image_encoder
-    if dtype != torch.float32:
+    if dtype == torch.float64:
+        encoder.double()
+    elif dtype != torch.float32:
         for index, layer in enumerate(encoder.neck):
             if isinstance(layer, LayerNorm2d):
                 encoder.neck[index] = _LayerNorm2dFloat32(layer)
@@ -116,7 +118,7 @@ def preprocess(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     check_images(images)
     frame = sam.image_encoder.img_size
     size = input_size(tuple(images.shape[-2:]), frame)
-    images = images.to(torch.float32)
+    images = at_least_float32(images)
     if size != tuple(images.shape[-2:]):
         images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     frames = (images * 255 - sam.pixel_mean) / sam.pixel_std

@@ -20,7 +20,7 @@ from torch import Tensor
 from s2clip.backbones import weights as weight_files
 from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.positions import PosEmbedInterp, check_pos_embed_interp, resample_positions
-from s2clip.backbones.precision import freeze, normalise, resolve_device, resolve_dtype
+from s2clip.backbones.precision import at_least_float32, freeze, normalise, resolve_device, resolve_dtype
 from s2clip.backbones.rotary_features import RotaryFeatures, build_rotary
 from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SamFeatures, load_sam
@@ -94,9 +94,9 @@ class ViTFeatures(VisionFeatures):
         grid = (patches.shape[2], patches.shape[3])
         patches = patch_embed.norm(patches.flatten(2).transpose(1, 2))
 
-        table = model.pos_embed[0].float()
+        table = at_least_float32(model.pos_embed[0])
         prefix = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
-        prefix = torch.cat(prefix).float()
+        prefix = at_least_float32(torch.cat(prefix))
         if not model.no_embed_class:
             rows = len(prefix)
             prefix, table = prefix + table[:rows], table[rows:]

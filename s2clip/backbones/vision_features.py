@@ -10,7 +10,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from s2clip.backbones.model_table import MODELS
-from s2clip.backbones.precision import check_images
+from s2clip.backbones.precision import at_least_float32, check_images
 from s2clip.backbones.weights import Fingerprint
 from s2clip.errors import reject
 
@@ -78,5 +78,5 @@ def fitted(images: Tensor, patch: int) -> Tensor:
     check_images(images)
     size = [-(-side // patch) * patch for side in images.shape[-2:]]
     if size != list(images.shape[-2:]):
-        images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
+        images = F.interpolate(at_least_float32(images), size=size, mode="bilinear", align_corners=False)
     return images

@@ -63,11 +63,11 @@ class ScoreMaps:
     def summary(self, class_map: Tensor) -> Summary:
         """class_map [h,w] of any integers → `Summary` at its size. A score that is not finite makes `best` so."""
         size = (class_map.shape[0], class_map.shape[1])
-        best = torch.full(size, float("-inf"), device=self.device)
-        own = torch.zeros(size, device=self.device)
-        peaks = []
+        best, own, peaks = None, None, []
         for group in self.chunks(range(self.classes), self.largest(size)):
             planes = self.planes(group, size)
+            if own is None:  # fp64 where the planes are
+                best, own = planes.new_full(size, float("-inf")), planes.new_zeros(size)
             torch.maximum(best, planes.amax(0) if len(group) > 1 else planes[0], out=best)
             peaks.append(planes.flatten(1).amax(1))
             _take_own(own, planes, class_map, group[0])

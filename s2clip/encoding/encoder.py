@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import memory
+from s2clip.backbones.precision import at_least_float32
 from s2clip.encoding.encoded import Encoded
 from s2clip.encoding.hooks import Models, Windows, window_hooks
 from s2clip.errors import reject
@@ -190,14 +191,14 @@ class Encoder:
         features, extra, joint = self.extension.window_features(windows, self.models, self.method, watch)
         if self.method.merge == "pixel":
             with watch("head"):
-                features = F.normalize(features.float(), dim=-3) if joint else self._head(features)
+                features = F.normalize(at_least_float32(features), dim=-3) if joint else self._head(features)
         lengths = [len(job.boxes[part]) for job, part in batch]
         with watch("head"):
             for (job, _), own in zip(batch, features.split(lengths), strict=True):
                 if job.splice is None:
                     job.keep(own)
                 else:
-                    job.splice.add(own.float())
+                    job.splice.add(at_least_float32(own))
         for name, values in extra.items():
             for (job, _), own in zip(batch, values.split(lengths), strict=True):
                 job.extra.setdefault(name, []).append(own)
@@ -233,7 +234,7 @@ class Encoder:
 
     def _head(self, features: Tensor) -> Tensor:
         """[...,D,h,w] → unit vectors [...,C,h,w] float32: LN_post, projection, normalisation."""
-        joint = self.clip.head(features.movedim(-3, -1)).float()
+        joint = at_least_float32(self.clip.head(features.movedim(-3, -1)))
         return F.normalize(joint, dim=-1).movedim(-1, -3).contiguous()
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
+from s2clip.backbones.precision import at_least_float32
 from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
 from s2clip.published.extension import OWN_LAST_BLOCK, Extension
@@ -81,7 +82,7 @@ def surgery_tokens(images: Tensor, clip: CLIPBackbone, depth: int | None = None)
     states, grid = clip.hidden_states(images, pos_embed_interp="bilinear")
     trained = clip.block(states[-1], clip.layers - 1)
     tokens = torch.cat([trained[:, :1], surgery_path(states, clip, depth)[:, 1:]], 1)
-    return F.normalize(clip.head(tokens).float(), dim=-1), grid
+    return F.normalize(at_least_float32(clip.head(tokens)), dim=-1), grid
 
 
 def feature_surgery(tokens: Tensor, text: Tensor, *, empty: Tensor | None = None) -> Tensor:

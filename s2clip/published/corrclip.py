@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.backbones.precision import at_least_float32
 from s2clip.encoding.features import vfm_view, whole_patches
 from s2clip.encoding.hooks import WindowFeatures
 from s2clip.errors import reject
@@ -100,7 +101,7 @@ class CorrClip(Extension):
         with watch("vfm"):
             query, key, _ = models.vfm.last_projections(vfm_view(batch.images, method, models.vfm))
             size = (query.shape[1], query.shape[2])
-            unit = F.normalize((query + key).flatten(1, 2).float(), dim=-1)
+            unit = F.normalize(at_least_float32((query + key).flatten(1, 2)), dim=-1)
         with watch("regions"):
             regions = window_regions(nearest(batch.regions, size), faithful=self.faithful)
             regions = merged_regions(regions, unit, self.merge_distance)
@@ -110,7 +111,7 @@ class CorrClip(Extension):
             spatial = sum(states[clip.layers - 1 - depth : clip.layers - 1]) / depth
         with watch("correlation"):
             both = [
-                clip.project_attention(clip.project_value(state))[:, 1:].mT.unflatten(2, grid).float()
+                at_least_float32(clip.project_attention(clip.project_value(state))[:, 1:].mT.unflatten(2, grid))
                 for state in (states[-1], spatial)
             ]
             value = F.interpolate(torch.cat(both, 1), size, mode="bilinear", align_corners=False).flatten(2).mT

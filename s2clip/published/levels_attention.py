@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.backbones.precision import at_least_float32
 from s2clip.errors import reject
 from s2clip.pictures.windows import cut_windows, window_boxes
 
@@ -82,7 +83,7 @@ def crop_features(clip: CLIPBackbone, image: Tensor, crop: int, stride: int, max
     for start in range(0, len(boxes), max_batch):
         part = boxes[start : start + max_batch]
         features, attention = level_features(clip, cut_windows(image, part, patch, clip.mean.flatten()))
-        unit = F.normalize(clip.head(features.movedim(2, -1)).float(), dim=-1).movedim(-1, 2).flatten(3)
+        unit = F.normalize(at_least_float32(clip.head(features.movedim(2, -1))), dim=-1).movedim(-1, 2).flatten(3)
         for box, own, own_attention in zip(part, unit, attention, strict=True):
             top, left, bottom, right = (side // patch for side in box)
             inside = cells[top:bottom, left:right].flatten()

@@ -1,0 +1,42 @@
+"""fp64 from the picture to the label map, on the CPU: what differs from fp32 is rounding."""
+
+import pytest
+import torch
+from small_models import picture
+
+from s2clip import Segmenter
+from s2clip.scenes import CLASSES, generate
+
+REFINED = ("s2clip", "cliper")
+
+
+@pytest.mark.parametrize("method", ["naclip", "trident", "corrclip", *REFINED])
+def test_fp64_tells_rounding(method):
+    image = torch.from_numpy(generate(7)[0]).permute(2, 0, 1)
+    features, results = [], []
+    for dtype in ("float32", "float64"):
+        settings = {"method": method, "device": "cpu", "dtype": dtype}
+        if method == "corrclip":
+            ids = torch.arange(96)[:, None] // 32 * 4 + torch.arange(128) // 32 + 1
+            settings["regions"] = lambda pixels, source, ids=ids: ids
+        refine = "sam" if method in REFINED else "none"
+        segmenter = Segmenter.from_pretrained("tiny", refine=refine, **settings).set_classes(CLASSES)
+        encoded = segmenter.encode(image)
+        features.append(encoded.features)
+        results.append(segmenter.segment(encoded))
+    single, double = features
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert 0 < (single - double).abs().max() < 1e-4
+    assert (results[0].segmentation == results[1].segmentation).float().mean() > 0.999
+
+
+def test_fp64_is_not_fp32_in_disguise():
+    """Two batch sizes round differently in fp32 (about 1e-7); in fp64 that is below 1e-13."""
+    image = picture(96, 128)
+    one, eight = (
+        Segmenter.from_pretrained("tiny", method="s2clip", device="cpu", dtype=torch.float64, max_batch=most)
+        .encode(image)
+        .features
+        for most in (1, 8)
+    )
+    torch.testing.assert_close(one, eight, rtol=0, atol=1e-13)
