@@ -11,6 +11,8 @@ DEMO = ["gradio>=6"]
 SUPERVISION = ["supervision>=0.27"]
 YOLO = ["opencv-python-headless>=4.10"]
 RADSEG = ["transformers>=4.57"]
+# GeoPackage by pyogrio and not by fiona: it takes arrays of geometries, and appends
+GEO = ["rasterio>=1.4.3", "pyogrio>=0.11", "shapely>=2"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 # FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
 SERVE = ["litserve>=0.2.16", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
@@ -35,13 +37,13 @@ TEST = [
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
     "lxml>=5",
-    "shapely>=2",
     "imagesize>=1.4",
     "loguru>=0.7",
     "imgviz>=1.7",
     "scikit-learn>=1.5",
     *PLOT,
     *DIFFUSION,
+    *GEO,
 ]
 LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML>=6", "types-tqdm>=4.66"]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
@@ -86,6 +88,7 @@ setup(
         "yolo": YOLO,
         "diffusion": DIFFUSION,
         "radseg": RADSEG,
+        "geo": GEO,
         "plot": PLOT,
         "serve": SERVE,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],

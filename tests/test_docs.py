@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import rasterio
 from click.testing import CliRunner
 from data_trees import make_tree
 from PIL import Image
+from rasterio.transform import from_origin
 
 from s2clip import scenes
 from s2clip.cli import main
@@ -62,6 +64,10 @@ def desk(tmp_path_factory):
     (tmp_path / "photos").mkdir()
     for path, seed in (("photo.jpg", 0), ("photos/a.jpg", 1), ("photos/b.jpg", 2)):
         Image.fromarray(scenes.generate(seed)[0]).save(tmp_path / path)
+    bands = scenes.generate(3, (128, 160))[0].transpose(2, 0, 1)
+    profile = {"height": 128, "width": 160, "count": 3, "dtype": "uint8", "crs": "EPSG:25832"}
+    with rasterio.open(tmp_path / "scene.tif", "w", transform=from_origin(5e5, 5.5e6, 0.2, 0.2), **profile) as file:
+        file.write(bands)
     return tmp_path
 
 

@@ -14,6 +14,7 @@ from s2clip.cli.effects import refuse_without_effect
 from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import INPUTS_FAILED
+from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
 from s2clip.errors import ImageError, reject
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ MEGAPIXELS = 64.0
     "formats",
     default=("png", "overlay"),
     show_default=True,
-    help="Of png, overlay, coco, npz, labelme; data sets of the run: coco-dataset, yolo, label-studio, cvat.",
+    help="Of png, overlay, coco, npz, labelme; data sets of the run: coco-dataset, yolo, label-studio, cvat; "
+    "of rasters: cog, confidence, gpkg, geojson, overlay (default: cog, overlay).",
 )
 @click.option("--per", default="region", show_default=True, help="Masks of the data sets: one per region or per class.")
 @click.option("--no-names", is_flag=True, help="No names on the overlay's regions.")
@@ -45,6 +47,7 @@ MEGAPIXELS = 64.0
 @click.option("--resume", is_flag=True, help="Leave out pictures whose results are in the folder already.")
 @click.option("--max-megapixels", default=MEGAPIXELS, show_default=True, help="Larger pictures are refused unread.")
 @click.option("--max-seconds-per-picture", default=60.0, show_default=True, help="What decodes longer is refused.")
+@raster_options
 @model_options
 @output_options
 def segment(
@@ -63,16 +66,20 @@ def segment(
     resume: bool,
     max_megapixels: float,
     max_seconds_per_picture: float,
+    raster_settings: dict[str, Any],
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
 ) -> None:
     """Segment pictures by the class names given; write a label map and an overlay of each.
 
-    The output folder takes more pictures of the same classes and settings later, and refuses others.
+    The output folder takes more pictures of the same classes and settings later, and refuses others. A TIFF that says
+    where it lies on the ground, or is larger than --max-megapixels, is a raster: it is read and written window by
+    window, and its place is kept (extra geo).
     """
     from s2clip.files import writable_folder
     from s2clip.pictures.inputs import find
+    from s2clip.pictures.rasters import require_rasterio
     from s2clip.pictures.reading import Failure
     from s2clip.results.folder import OutputFolder
     from s2clip.results.formats import DATASETS, open_datasets
@@ -84,7 +91,9 @@ def segment(
     from s2clip.words.text import vocabulary
 
     with usage_errors():
-        chosen = check_formats(formats)
+        source = click.get_current_context().get_parameter_source("formats")
+        asked_formats = source is not None and source.name != "DEFAULT"
+        chosen = check_formats(usable_formats(formats, asked_formats), others=ONLY_RASTERS)
         words = vocabulary(_class_names(classes, classes_file))
         background_id = words.find(background)
         refuse_without_effect([(method, refine)], model_settings, threshold=threshold, background=background)
@@ -94,6 +103,7 @@ def segment(
             raise ValueError(
                 f"--max-seconds-per-picture: expected seconds up to a day, received {max_seconds_per_picture:g}"
             )
+        rasters = Rasters(raster_settings, formats, asked_formats, round(max_megapixels * 1e6))
         if per not in PER:
             reject("--per", "region or class", repr(per))
         runs = [name for name in chosen if name in DATASETS]
@@ -103,6 +113,9 @@ def segment(
             )
         found = find(sources, recursive=recursive, output=output, results=written_in)
         pictures, failures = found.pictures, found.failures
+        large = set(rasters.among(pictures))
+        if large:
+            require_rasterio()
         folder = OutputFolder(output)
         stems = name_outputs(pictures, output, names=found.names, known=folder.stems)
     for line in found.skipped:
@@ -120,24 +133,30 @@ def segment(
         todo = [
             (picture, stem)
             for picture, stem in zip(pictures, stems, strict=True)
-            if not (resume and folder.has(picture, chosen))
+            if not (resume and (rasters.done(folder, picture) if picture in large else folder.has(picture, chosen)))
         ]
         if len(todo) < asked:
             say(f"{asked - len(todo)} of {asked} pictures were done before", err=True)
         if not as_json and show_progress:
             say(understood(words.classes))
-        results = segmenter.stream([picture for picture, _ in todo], on_error="record")
+        results = segmenter.stream([picture for picture, _ in todo if picture not in large], on_error="record")
         datasets = open_datasets(chosen, output, words.classes, per)
         own = [name for name in chosen if name not in datasets]
         try:
             for picture, stem in progress(todo, show_progress):
                 try:
-                    result = next(results)
-                    if isinstance(result, Failure):
-                        raise result.error
-                    paths = result.save(output, own, stem=stem, sidecars=False, names=not no_names)
-                    paths |= {name: dataset.put(result, stem) for name, dataset in datasets.items()}
-                    record = result.record(paths)
+                    if picture in large:
+                        how = {"resume": resume, "names": not no_names, "show_progress": show_progress}
+                        record = rasters.segment(segmenter, picture, folder, stem, **how)
+                    else:
+                        result = next(results)
+                        if isinstance(result, Failure):
+                            raise result.error
+                        if not chosen:
+                            raise ValueError(f"a picture, and --format {','.join(rasters.only)} is of rasters")
+                        paths = result.save(output, own, stem=stem, sidecars=False, names=not no_names)
+                        paths |= {name: dataset.put(result, stem) for name, dataset in datasets.items()}
+                        record = result.record(paths)
                     folder.add(picture, stem, record)
                     done.append(record)
                 except Exception as error:  # none of one picture's errors ends the others

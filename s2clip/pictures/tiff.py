@@ -19,6 +19,7 @@ from s2clip.pictures.structure import MIB, PLAIN_PIXELS, Unusable
 COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, SENSOR, LINEAR = 0, 1, 2, 3, 5, 32803, 34892
 ASSOCIATED, UNASSOCIATED, COREL = 1, 2, 999
+PLACING = (33550, 33922, 34264, 34735)  # scale of a pixel, tie points, transformation, GeoTIFF's keys
 PLAIN_STRIPS, PLAIN_ENTRIES = 20_000, 400
 TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 
@@ -27,23 +28,29 @@ _reading = contextvars.ContextVar("reading", default=False)
 
 @dataclass(frozen=True)
 class Directory:
-    """What the first directory says. simple: `read` takes it, Pillow is not asked."""
+    """What the first directory says. simple: `read` takes it, Pillow is not asked. georeferenced: it says where on the
+    ground it lies."""
 
     width: int
     height: int
     simple: bool
     plain: bool
     orientation: int
+    georeferenced: bool = False
 
 
-def directory(handle: BinaryIO, whole: int) -> Directory:
-    """Read the first directory without reading what it points at. Raises `Unusable`."""
+def directory(handle: BinaryIO, whole: int, *, any_kind: bool = False) -> Directory:
+    """Read the first directory without reading what it points at. any_kind: also floats, whose white a picture has not.
+
+    Raises `Unusable`.
+    """
     tags, pointed = _tags(handle, whole)
     width, height = _one(tags, 256), _one(tags, 257)
     if not width or not height:
         raise Unusable("damaged header: no width or height")
     samples, photometric = _one(tags, 277, 1), _one(tags, 262, -1)
-    _check_kind(tags, photometric, samples)
+    if not any_kind:
+        _check_kind(tags, photometric, samples)
     segments = max(tags[tag][1] if tag in tags else 0 for tag in (273, 324))
     if segments > (height if 324 not in tags else width * height) * samples:
         raise Unusable(f"damaged header: {segments} strips for {height} rows")
@@ -51,7 +58,7 @@ def directory(handle: BinaryIO, whole: int) -> Directory:
     simple = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK) and _one(tags, 259, 1) in COMPRESSIONS
     plain = segments <= PLAIN_STRIPS and len(tags) <= PLAIN_ENTRIES and pointed <= MIB
     plain = plain and width * height <= PLAIN_PIXELS and tile <= MIB + 4 * width * height
-    return Directory(width, height, simple, simple and plain, _one(tags, 274, 1))
+    return Directory(width, height, simple, simple and plain, _one(tags, 274, 1), any(tag in tags for tag in PLACING))
 
 
 def _tags(handle: BinaryIO, whole: int) -> tuple[dict[int, tuple[int, int, bytes]], int]:

@@ -32,6 +32,15 @@ class OutputFolder:
         """Place → stem of the pictures that have results here."""
         return {path: record["stem"] for path, record in self.records.items()}
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the settings that were settled, in hexadecimal."""
+        return self._digest
+
+    def record_of(self, picture: Path) -> dict[str, Any] | None:
+        """The line of the manifest of a picture that has results here."""
+        return self.records.get(place(picture))
+
     def settle(self, settings: Mapping[str, Any], classes: Sequence[str], background: int | None) -> None:
         """Say beside the results to come what they are, or refuse the folder (`OutputError` naming what differs)."""
         common = sidecars.identity(settings, classes, background)

@@ -280,12 +280,15 @@ class Result:
         return json.dumps(document, allow_nan=False).encode()
 
 
-def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats without repetition; ValueError for unknown ones, OutputError where an extra is missing."""
+def check_formats(formats: Sequence[str], others: Sequence[str] = ()) -> tuple[str, ...]:
+    """The formats without repetition; ValueError for unknown ones, OutputError where an extra is missing.
+
+    others: formats that are not of pictures, to be named where one is unknown.
+    """
     formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     for name in formats:
         if name not in FORMATS and name not in DATASETS:
-            reject("formats", f"some of {', '.join((*FORMATS, *DATASETS))}", repr(name))
+            reject("formats", f"some of {', '.join((*FORMATS, *DATASETS, *others))}", repr(name))
         if name in DATASETS:
             DATASETS[name].check(name)
     if "coco" in formats and find_spec("pycocotools") is None:
