@@ -4,6 +4,9 @@
 
 Names are loaded when they are first used: importing the package loads no model library and no Triton, and touches
 no GPU.
+
+In: pictures and class names. Out: label maps. What stands in this folder is what users name and what conducts; every
+other folder is a step of a picture's way (docs/architecture.md), and its first lines say which.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""`Segmenter`: pictures and class names in, label maps out."""
+"""`Segmenter`: pictures and class names in, label maps out.
+
+Long because it is the one class that users call, and more than a third of it is what `help(Segmenter)` tells them.
+"""
 
 import copy
 import dataclasses

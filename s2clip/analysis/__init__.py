@@ -9,4 +9,6 @@
     plots/            their figures on matplotlib Axes; the rest needs no matplotlib
 
 Figures and algorithms are those of the S2CLIP paper. `s2clip analyze` runs all of it from the command line.
+
+In: a `Segmenter` or a backbone, and pictures. Out: numbers, arrays and figures. No command line is imported here.
 """

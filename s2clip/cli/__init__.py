@@ -2,6 +2,8 @@
 
 Exit codes: 0 ok; 1 some inputs failed; 2 usage; 3 environment (weights, device, output folder, an extra).
 Results go to stdout, everything else to stderr. torch is imported by the commands, not by `--help`.
+
+In: arguments. Out: files, lines, an exit code. Everything may be imported here, and nothing imports this.
 """
 
 import click

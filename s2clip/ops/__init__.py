@@ -11,6 +11,8 @@ do not depend on what else is in the batch and are bitwise the same from run to 
 not matter; empty inputs give empty outputs. Bad arguments raise `ValueError` with the argument, what was expected and
 what was received. Values, unlike shapes, are looked at on the CPU only, because a look at the GPU's memory would hold
 up the pipeline: the docstrings say what a kernel does with values it should not have got. There is no backward.
+
+In: tensors. Out: tensors. No model, no method and no step of the pipeline is imported here, a kernel only when it runs.
 """
 
 from s2clip.ops.attention import affinity_attention, progressive_affinity, recombined_attention

@@ -9,6 +9,8 @@ A scene is drawn in coordinates relative to its sides, so one seed at two sizes 
 up to its pixel noise.
 
 Held-out scenes: training draws its seeds from ``FIRST_TRAINING_SEED`` upwards, so any smaller seed was never seen.
+
+In: a seed and a size. Out: uint8 [H,W,3] and labels [H,W]. Numpy is all that is imported here.
 """
 
 from s2clip.scenes.painting import generate, visible_classes

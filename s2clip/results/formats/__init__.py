@@ -1,8 +1,11 @@
-"""Formats of other people's tools: a small file for each. In: `Result`. Out: their files and objects.
+"""Formats of other people's tools: a small file for each.
 
     from s2clip.results.formats import DATASETS, open_datasets
 
 A format of a whole run is a `Dataset`: pictures are put into it one by one, and its files appear whole at the end.
+
+In: `Result`, by the fields of `Segmented`. Out: their files and objects. `Result` itself is not imported here, and a
+format's own library only where it is written.
 """
 
 from collections.abc import Sequence
