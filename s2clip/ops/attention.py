@@ -1,6 +1,6 @@
 """Ops that mix tokens: recombined attention within CLIP, affinity attention between backbones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def recombined_attention(
     return _recombined_attention(backend, query, query, key, value, terms, weights, scale, bias)
 
 
-_recombined_attention = Op(
+_recombined_attention: Op[Tensor] = Op(
     "recombined_attention",
     "(Tensor query, Tensor key, Tensor value, str[] terms, float[] weights, float scale, Tensor? bias) -> Tensor",
     fake=lambda query, key, value, terms, weights, scale, bias: value.new_empty(value.shape),
@@ -129,7 +129,15 @@ def _image_weights(weights: Sequence[float] | Tensor | None, features: list[Tens
     return torch.tensor(weights, dtype=dtype).to(device, non_blocking=True).expand(batch, terms)
 
 
-def _weigh_on_cpu(run, features, value, weights, beta, gamma, mean):
+def _weigh_on_cpu(
+    run: Callable[..., Tensor],
+    features: list[Tensor],
+    value: Tensor,
+    weights: Tensor,
+    beta: float,
+    gamma: float,
+    mean: Tensor | None,
+) -> Tensor:
     if weights.device.type == "cpu" and weights.numel():
         wrong = (weights < 0).any() | ((weights.sum(1) - 1).abs() > 1e-2).any()
         if wrong or not weights.isfinite().all():
@@ -137,7 +145,7 @@ def _weigh_on_cpu(run, features, value, weights, beta, gamma, mean):
     return run(features, value, weights, beta, gamma, mean)
 
 
-_affinity_attention = Op(
+_affinity_attention: Op[Tensor] = Op(
     "affinity_attention",
     "(Tensor[] features, Tensor value, Tensor weights, float beta, float gamma, Tensor? mean) -> Tensor",
     fake=lambda features, value, weights, beta, gamma, mean: value.new_empty((*features[0].shape[:3], value.shape[3])),
@@ -196,7 +204,7 @@ def _stacked(argument: str, maps: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(maps))
 
 
-_progressive_affinity = Op(
+_progressive_affinity: Op[Tensor] = Op(
     "progressive_affinity",
     "(Tensor features, Tensor values, Tensor scores, float beta, float gamma) -> Tensor",
     fake=lambda features, values, scores, beta, gamma: values.new_empty(values.shape[1:]),

@@ -5,6 +5,7 @@ All look at shapes, dtypes and devices only, never at values on a device, so tha
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ WHOLE = (int, torch.SymInt, Integral)  # int first: the check of an abstract cla
 REAL = (float, int, Real)
 
 
-def fail(argument: str, expected: str, received: object) -> None:
+def fail(argument: str, expected: str, received: object) -> NoReturn:
     raise ValueError(f"{argument}: expected {expected}, received {received}")
 
 
@@ -64,9 +65,15 @@ def not_empty(argument: str, value: Tensor, axes: Sequence[int], letters: str) -
 
 def number(argument: str, value: object, low: float = -torch.inf, high: float = torch.inf) -> float:
     """A finite number from low to high."""
-    if not isinstance(value, REAL) or isinstance(value, bool) or not low <= value <= high or abs(value) == torch.inf:
+    found = float(value) if isinstance(value, REAL) and not isinstance(value, bool) else torch.nan
+    if not low <= found <= high or abs(found) == torch.inf:
         fail(argument, f"a finite number from {low} to {high}", repr(value))
-    return float(value)
+    return found
+
+
+def whole(value: object) -> TypeGuard[int]:
+    """Whether it passes for an int: one, another library's, or one that torch.compile traces."""
+    return isinstance(value, WHOLE)
 
 
 def pair(argument: str, value: object, high: int | None = None) -> tuple[int, int]:
@@ -74,20 +81,20 @@ def pair(argument: str, value: object, high: int | None = None) -> tuple[int, in
     if not isinstance(value, Sequence) or len(value) != 2:
         fail(argument, "(height, width)", value)
     height, width = value
-    if not isinstance(height, WHOLE) or not isinstance(width, WHOLE) or height < 1 or width < 1:
+    if not whole(height) or not whole(width) or height < 1 or width < 1:
         fail(argument, "(height, width), integers of at least 1", value)
     if high is not None and (height > high or width > high):
         fail(argument, f"(height, width) of at most {high}", value)
     return height, width
 
 
-def choice(argument: str, value: object, choices: Sequence) -> None:
+def choice(argument: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices or isinstance(value, bool):
         fail(argument, "one of " + ", ".join(map(repr, choices)), repr(value))
 
 
 def class_id(argument: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**31:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**31:
         fail(argument, "an integer class id from 0 to 2³¹−1", repr(value))
     return int(value)
 
@@ -98,7 +105,7 @@ def finite(argument: str, value: Tensor) -> None:
         fail(argument, "finite values, because a label has no NaN", f"{int((~value.isfinite()).sum())} that are not")
 
 
-def indices(argument: str, value: object, length: int, letter: str) -> Tensor:
+def indices(argument: str, value: Sequence[int] | Tensor, length: int, letter: str) -> Tensor:
     """`length` integers as a tensor [letter]: a tensor as it is, a sequence as an int64 CPU tensor."""
     if not isinstance(value, Tensor):
         try:

@@ -1,6 +1,6 @@
 """Ops on connected components of label maps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from s2clip.ops import checks
 from s2clip.ops.registry import Op
+
+Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The fields of `Components` as the op returns them."""
 
 
 class Components(NamedTuple):
@@ -46,14 +49,16 @@ def label_components(
     return labels.view(class_map.shape), count
 
 
-def _label(run, class_map: Tensor, connectivity: int, ignore_index: int | None):
+def _label(
+    run: Callable[..., tuple[Tensor, Tensor]], class_map: Tensor, connectivity: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
     labels, count = run(class_map, connectivity, ignore_index)
     if count.device.type == "cpu" and bool((count < 0).any()):
         checks.fail("class_map", f"class ids of at least 0 (or ignore_index, {ignore_index})", int(class_map.min()))
     return labels, count
 
 
-_label_components = Op(
+_label_components: Op[tuple[Tensor, Tensor]] = Op(
     "label_components",
     "(Tensor class_map, int connectivity, int? ignore_index) -> (Tensor, Tensor)",
     fake=lambda class_map, connectivity, ignore_index: (
@@ -100,7 +105,9 @@ def measure_components(
     return Components(*_measure_components(backend, values, maps, classes, values, count))
 
 
-def _measure(run, labels: Tensor, class_map: Tensor, scores: Tensor, count: Tensor | None):
+def _measure(
+    run: Callable[..., Columns], labels: Tensor, class_map: Tensor, scores: Tensor, count: Tensor | None
+) -> Columns:
     """Learns the number of rows, and whether the values are sound, in one read of the device."""
     if count is not None and count.device.type == "cpu" and labels.device.type != "cpu":
         if count.numel() and int(count.min()) < 0:
@@ -132,15 +139,15 @@ def _measure(run, labels: Tensor, class_map: Tensor, scores: Tensor, count: Tens
     return run(labels, class_map, scores, count, rows)
 
 
-def _measure_fake(labels: Tensor, class_map: Tensor, scores: Tensor, count: Tensor | None):
+def _measure_fake(labels: Tensor, class_map: Tensor, scores: Tensor, count: Tensor | None) -> Columns:
     rows = torch.library.get_ctx().new_dynamic_size()
-    column = [labels.new_empty((rows,), dtype=torch.int32) for _ in range(4)]
+    image, own_class, label, area = (labels.new_empty((rows,), dtype=torch.int32) for _ in range(4))
     score = scores.new_empty((rows,), dtype=torch.promote_types(scores.dtype, torch.float32))
     box, point = (labels.new_empty((rows, width), dtype=torch.int32) for width in (4, 2))
-    return *column, box, score, point
+    return image, own_class, label, area, box, score, point
 
 
-_measure_components = Op(
+_measure_components: Op[Columns] = Op(
     "measure_components",
     "(Tensor labels, Tensor class_map, Tensor scores, Tensor? count)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

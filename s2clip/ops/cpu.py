@@ -49,11 +49,11 @@ def affinity_attention(
             torch.addmm(scores, unit, unit.T, beta=min(place, 1), alpha=factor, out=scores)
         scores.sub_(gamma * beta * centre)
         kept = scores.diagonal().clone()
-        F.threshold_(scores, ALMOST_ZERO, float("-inf"))  # 0 stays, NaN stays
+        F.threshold(scores, ALMOST_ZERO, float("-inf"), inplace=True)  # 0 stays, NaN stays
         scores.diagonal().copy_(kept)
         resized = value[image].to(dtype).permute(2, 0, 1)[None]
         resized = F.interpolate(resized, (height, width), mode="bilinear", align_corners=False)[0]
-        output[image] = (scores.softmax(-1) @ resized.flatten(1).T).unflatten(0, (height, width))
+        output[image] = (scores.softmax(-1) @ resized.flatten(1).T).view(height, width, -1)
     return output
 
 
@@ -128,7 +128,7 @@ def merge_masks(
             logits = mask_logits[region, near_rows, near_columns].to(dtype)
             if not logits.amax() > 0:
                 continue
-            quality = F.threshold_(above @ logits @ across.T, 0, float("-inf")).sigmoid_()
+            quality = F.threshold(above @ logits @ across.T, 0, float("-inf"), inplace=True).sigmoid_()
             quality *= resize.tile(scores[image, index], rows, columns)
             so_far = best[image, rows, columns]
             merged[image, rows, columns].masked_fill_(quality > so_far, index)

@@ -44,7 +44,8 @@ def _moments_by_kernel(labels: Tensor, number: int) -> tuple[Tensor, Tensor, Ten
     from s2clip.kernels.component_statistics import launch_moments
 
     count = torch.full((1,), number, dtype=torch.int32, device=labels.device)
-    return launch_moments(labels[None], count, number)
+    moments: tuple[Tensor, Tensor, Tensor] = launch_moments(labels[None], count, number)
+    return moments
 
 
 def _moments(labels: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ def spatial_entropy(features: Tensor, *, backend: str = "auto") -> Tensor:
     return _spatial_entropy(backend, features, features)
 
 
-_spatial_entropy = Op(
+_spatial_entropy: Op[Tensor] = Op(
     "spatial_entropy",
     "(Tensor features) -> Tensor",
     fake=lambda features: features.new_empty(

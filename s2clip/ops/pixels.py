@@ -1,6 +1,6 @@
 """Ops that decide on pixels: from logits of words, and from masks of regions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,14 +45,23 @@ def classify_pixels(
     return _classify_pixels(backend, logits, logits, size, scale, class_index, classes, threshold, background)
 
 
-def _classify(run, logits, size, scale, class_index, classes, threshold, background):
+def _classify(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    logits: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    class_index: Tensor | None,
+    classes: int | None,
+    threshold: float,
+    background: int,
+) -> tuple[Tensor, Tensor]:
     if logits.device.type == "cpu":
         checks.finite("logits", logits)
     class_index, classes = _resolve_words(class_index, classes, logits)
     return run(logits, size, scale, class_index, classes, threshold, background)
 
 
-_classify_pixels = Op(
+_classify_pixels: Op[tuple[Tensor, Tensor]] = Op(
     "classify_pixels",
     "(Tensor logits, SymInt[] size, float scale, Tensor? class_index, SymInt? classes, float threshold, int background)"
     " -> (Tensor, Tensor)",
@@ -82,18 +91,26 @@ def class_scores(
     return _class_scores(backend, logits, logits, size, checks.number("scale", scale), class_index, classes)
 
 
-def _scores(run, logits, size, scale, class_index, classes):
+def _scores(
+    run: Callable[..., Tensor],
+    logits: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    class_index: Tensor | None,
+    classes: int | None,
+) -> Tensor:
     class_index, classes = _resolve_words(class_index, classes, logits)
     return run(logits, size, scale, class_index, classes)
 
 
-def _scores_fake(logits, size, scale, class_index, classes):
-    if classes is None:
-        classes = torch.library.get_ctx().new_dynamic_size()
-    return logits.new_empty((logits.shape[0], classes, *size))
+def _scores_fake(
+    logits: Tensor, size: tuple[int, int], scale: float, class_index: Tensor | None, classes: int | None
+) -> Tensor:
+    planes = torch.library.get_ctx().new_dynamic_size() if classes is None else classes
+    return logits.new_empty((logits.shape[0], planes, *size))
 
 
-_class_scores = Op(
+_class_scores: Op[Tensor] = Op(
     "class_scores",
     "(Tensor logits, SymInt[] size, float scale, Tensor? class_index, SymInt? classes) -> Tensor",
     fake=_scores_fake,
@@ -123,7 +140,7 @@ def _word_classes(class_index: Sequence[int] | Tensor | None, logits: Tensor) ->
 
 def _resolve_words(class_index: Tensor | None, classes: int | None, logits: Tensor) -> tuple[Tensor, int]:
     if class_index is None:
-        return torch.arange(logits.shape[1], device=logits.device), classes
+        return torch.arange(logits.shape[1], device=logits.device), logits.shape[1]
     if classes is None:
         lowest, highest = (int(bound) for bound in class_index.cpu().long().aminmax())
         if lowest < 0:
@@ -181,7 +198,16 @@ def merge_masks(
     )
 
 
-def _merge(run, mask_logits, class_index, image_index, scores, labels, input_size, padded_size):
+def _merge(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    mask_logits: Tensor,
+    class_index: Tensor,
+    image_index: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    input_size: tuple[int, int],
+    padded_size: int,
+) -> tuple[Tensor, Tensor]:
     if mask_logits.device.type == "cpu":
         checks.finite("mask_logits", mask_logits)
         checks.finite("scores", scores)
@@ -197,7 +223,7 @@ def _merge(run, mask_logits, class_index, image_index, scores, labels, input_siz
     return run(mask_logits, class_index, image_index, scores, labels, input_size, padded_size)
 
 
-_merge_masks = Op(
+_merge_masks: Op[tuple[Tensor, Tensor]] = Op(
     "merge_masks",
     "(Tensor mask_logits, Tensor class_index, Tensor image_index, Tensor scores, Tensor labels, SymInt[] input_size,"
     " SymInt padded_size) -> (Tensor, Tensor)",

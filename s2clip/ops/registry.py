@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,12 @@ from s2clip.ops import checks
 from s2clip.shelter import settled
 
 BACKENDS = ("auto", "torch", "triton")
+R = TypeVar("R")
+Arguments = Any
+"""Whatever the op's schema says: one class serves all ops, and torch checks the schema at run time."""
 
 
-class Op:
+class Op(Generic[R]):
     """A registered op: the body runs the reference, the kernel's launcher, or on the CPU a faster form if there is one.
 
     All three take the same arguments.
@@ -24,37 +28,38 @@ class Op:
         self,
         name: str,
         schema: str,
-        fake: Callable,
-        body: Callable | None = None,
+        fake: Callable[..., R],
+        body: Callable[..., R] | None = None,
         launcher: str = "",
-        on_cpu: Callable | None = None,
-    ):
+        on_cpu: Callable[..., R] | None = None,
+    ) -> None:
         module, _, function = launcher.partition(":")
-        specification = getattr(reference, name)
+        specification: Callable[..., R] = getattr(reference, name)
 
-        def launch(*arguments):
+        def launch(*arguments: Arguments) -> R:
             kernels = importlib.import_module(f"s2clip.kernels.{module or name}")
-            return getattr(kernels, function or "launch")(*arguments)
+            launcher: Callable[..., R] = getattr(kernels, function or "launch")
+            return launcher(*arguments)
 
         given = body or (lambda run, *arguments: run(*arguments))
 
-        def body(run, *arguments):
+        def settle(run: Callable[..., R], *arguments: Arguments) -> R:
             if torch.compiler.is_compiling():
                 return given(run, *arguments)
             with settled():  # a caller's autocast would make bf16 of the reference's matrix products
                 return given(run, *arguments)
 
         self.name = name
-        self.by_torch = lambda *arguments: body(specification, *arguments)
-        self.by_triton = lambda *arguments: body(launch, *arguments)
+        self.by_torch: Callable[..., R] = lambda *arguments: settle(specification, *arguments)
+        self.by_triton: Callable[..., R] = lambda *arguments: settle(launch, *arguments)
         registered = torch.library.custom_op(f"s2clip::{name}", self.by_torch, mutates_args=(), schema=schema)
         registered.register_kernel("cuda", self.by_triton)
         if on_cpu is not None:
-            registered.register_kernel("cpu", lambda *arguments: body(on_cpu, *arguments))
+            registered.register_kernel("cpu", lambda *arguments: settle(on_cpu, *arguments))
         registered.register_fake(fake)
-        self.by_device = getattr(torch.ops.s2clip, name).default
+        self.by_device: Callable[..., R] = getattr(torch.ops.s2clip, name).default
 
-    def __call__(self, backend: str, data: Tensor, *arguments):
+    def __call__(self, backend: str, data: Tensor, *arguments: Arguments) -> R:
         checks.choice("backend", backend, BACKENDS)
         if backend == "torch":
             return self.by_torch(*arguments)

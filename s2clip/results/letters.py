@@ -64,7 +64,9 @@ class Letters:
     def __init__(self, size: int, folders: Sequence[Path] | None = None) -> None:
         self.size = size
         self._folders = None if folders is None else tuple(folders)
-        self._first = _opened(None, size)
+        own = _opened(None, size)
+        assert own is not None, "Pillow brings this font"
+        self._first = own
         self.ascent, self.descent = self._first.getmetrics()
 
     def length(self, text: str) -> float:
@@ -85,7 +87,7 @@ class Letters:
     def _runs(self, text: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
         """Neighbouring letters of one font, from left to right."""
         clusters = regex.findall(r"\X", unicodedata.normalize("NFC", text))
-        runs = []
+        runs: list[tuple[ImageFont.FreeTypeFont, str]] = []
         for found, group in itertools.groupby(clusters, lambda cluster: _font_of(cluster, self._folders)):
             run = "".join(group)
             if found is None:
@@ -120,9 +122,10 @@ def covers(path: Path | None, cluster: str) -> bool:
 def _opened(path: Path | None, size: int) -> ImageFont.FreeTypeFont | None:
     """None for a damaged font, and for one of bitmaps in other sizes, as colour emoji are."""
     try:
-        return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+        font = ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
     except OSError:
         return None
+    return font if isinstance(font, ImageFont.FreeTypeFont) else None
 
 
 def _drawn(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:

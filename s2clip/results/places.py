@@ -75,10 +75,14 @@ def _best_corner(region: np.ndarray, taken: np.ndarray, width: int, height: int)
     away = np.hypot(y + height / 2 - rows.mean(), x + width / 2 - columns.mean()) / np.hypot(*region.shape)
     around = _box_sums(np.pad(region, height), 3 * height, width + 2 * height) / (3 * height * (width + 2 * height))
     worth = np.where(inside >= INSIDE, inside + around - 0.5 * away, -1)
-    return divmod(int(worth.argmax()), inside.shape[1])
+    row, column = divmod(int(worth.argmax()), inside.shape[1])
+    return row, column
 
 
 def _box_sums(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pixels of the mask in the box at every corner, by the summed-area table."""
     table = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1), ((1, 0), (1, 0)))
-    return table[height:, width:] - table[:-height, width:] - table[height:, :-width] + table[:-height, :-width]
+    sums: np.ndarray = (
+        table[height:, width:] - table[:-height, width:] - table[height:, :-width] + table[:-height, :-width]
+    )
+    return sums

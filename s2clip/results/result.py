@@ -12,6 +12,7 @@ Files of a picture named STEM:
     classes.json       names and colours of the ids;   run.json   settings, versions, weight hashes, timings
 """
 
+import importlib
 import os
 import platform
 import sys
@@ -132,9 +133,7 @@ class Result:
         shown = self.overlay(**options)
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         if hasattr(shell, "kernel"):
-            from IPython.display import display
-
-            display(shown)
+            importlib.import_module("IPython.display").display(shown)
         elif not ImageShow.show(shown, title="s2clip"):
             raise OutputError("show: no viewer of pictures here; result.overlay().save('overlay.png') writes a file")
 
@@ -144,7 +143,7 @@ class Result:
 
     def save(
         self,
-        folder: str | PathLike,
+        folder: str | PathLike[str],
         formats: Sequence[str] = ("png", "overlay"),
         *,
         stem: str | None = None,
@@ -223,7 +222,10 @@ class Result:
         """The file of a format, "png", "overlay", "coco" or "npz", without writing it; `names` as of `save`."""
         if format not in ("png", "overlay", "coco", "npz"):
             reject("format", "png, overlay, coco or npz", repr(format))
-        return _encoded(self.overlay(names=names)) if format == "overlay" else getattr(self, f"_{format}_bytes")()
+        if format == "overlay":
+            return _encoded(self.overlay(names=names))
+        content: bytes = getattr(self, f"_{format}_bytes")()
+        return content
 
     def to_supervision(self, per: str = "region") -> "Detections":
         """`supervision.Detections`, one per connected region or per class (extra `supervision`)."""
@@ -254,7 +256,7 @@ class Result:
 
         labels, confidence = self._labels(), self.confidence.cpu().float().numpy()
         height, width = labels.shape
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for category in np.unique(labels[labels < len(self.classes)]).tolist():
             mask = labels == category
             encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -296,7 +298,7 @@ def check_formats(formats: Sequence[str], others: Sequence[str] = ()) -> tuple[s
     return formats
 
 
-def write_classes(folder: str | PathLike, classes: Sequence[str], background: int | None = None) -> Path:
+def write_classes(folder: str | PathLike[str], classes: Sequence[str], background: int | None = None) -> Path:
     """classes.json: id, name, words and colour of every class, the background's id and the value of ignored pixels."""
     palette = class_colours(len(classes))
     rows = [
@@ -314,7 +316,7 @@ def write_classes(folder: str | PathLike, classes: Sequence[str], background: in
 
 
 def write_run(
-    folder: str | PathLike, settings: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
+    folder: str | PathLike[str], settings: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
 ) -> Path:
     """run.json: how the label maps of a folder were made, enough to make them again."""
     path = Path(folder) / "run.json"

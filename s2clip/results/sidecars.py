@@ -18,7 +18,10 @@ FREE = ("device",)  # the same settings on another device give the same labels b
 def identity(settings: Mapping[str, Any], classes: Sequence[str], background: int | None) -> dict[str, Any]:
     """What all results of a folder have in common, as JSON values."""
     kept = {name: value for name, value in settings.items() if name not in FREE}
-    return json.loads(json.dumps({"classes": list(classes), "background": background, "settings": kept}))
+    common: dict[str, Any] = json.loads(
+        json.dumps({"classes": list(classes), "background": background, "settings": kept})
+    )
+    return common
 
 
 def digest(common: Mapping[str, Any]) -> str:

@@ -61,7 +61,8 @@ def _resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     rows = (np.arange(height) * labels.shape[0] + labels.shape[0] // 2) // height
     columns = (np.arange(width) * labels.shape[1] + labels.shape[1] // 2) // width
     rows, columns = rows.clip(0, labels.shape[0] - 1), columns.clip(0, labels.shape[1] - 1)
-    return labels[rows][:, columns]
+    shown: np.ndarray = labels[rows][:, columns]
+    return shown
 
 
 def _tint(photo: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
@@ -70,7 +71,8 @@ def _tint(photo: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: f
     alpha = np.where(known, np.float32(opacity), np.float32(0))[..., None]
     tinted = photo * (1 - alpha) + colours * alpha
     border = _borders(labels, thickness=max(1, round(max(labels.shape) / 800)))[..., None]
-    return np.where(border, 0.15 * tinted + 0.85 * 255, tinted).round().astype(np.uint8)
+    shown: np.ndarray = np.where(border, 0.15 * tinted + 0.85 * 255, tinted).round().astype(np.uint8)
+    return shown
 
 
 def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
@@ -82,7 +84,7 @@ def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
             start = (thickness - 1) // 2 - shift + 1  # 0 is the pixel before the change, 1 the pixel after
             view = np.moveaxis(border, axis, 0)
             edge = np.moveaxis(change, axis, 0)
-            low, high = max(start, 0), min(edge.shape[0] + start, view.shape[0])
+            low, high = max(start, 0), min(len(edge) + start, len(view))
             view[low:high] |= edge[low - start : high - start]
     return border
 

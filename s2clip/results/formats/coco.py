@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from s2clip.results.formats.dataset import Dataset
 from s2clip.results.formats.pictures import name_in_set
@@ -32,7 +32,7 @@ class CocoDataset(Dataset):
 
         height, width = result.segmentation.shape
         image_id = self.pictures + 1
-        rows = []
+        rows: list[dict[str, Any]] = []
         for piece in pieces(result, self.per):
             size = {"size": [height, width], "counts": coco_counts(piece, height, width)}
             rows.append(

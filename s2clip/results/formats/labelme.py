@@ -7,7 +7,7 @@ import json
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ VERSION = "5.5.0"
 def labelme_bytes(result: Segmented, folder: Path) -> bytes:
     """The JSON of one picture; `imagePath` leads from `folder` to the source, without one the picture is inside."""
     height, width = result.segmentation.shape
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {
             "label": result.classes[piece.class_index].split(";")[0].strip(),
             "shape_type": "mask",
@@ -42,7 +42,7 @@ def labelme_bytes(result: Segmented, folder: Path) -> bytes:
         path, data = "result.png", _png(result.image.permute(1, 2, 0).cpu().numpy())
     else:
         raise ValueError("formats: 'labelme' needs the picture, and this result was made without image")
-    document = {"version": VERSION, "flags": {}, "shapes": shapes, "imagePath": path, "imageData": data}
+    document: dict[str, Any] = {"version": VERSION, "flags": {}, "shapes": shapes, "imagePath": path, "imageData": data}
     return json.dumps(document | {"imageHeight": height, "imageWidth": width}, allow_nan=False).encode()
 
 

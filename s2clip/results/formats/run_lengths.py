@@ -15,7 +15,7 @@ def coco_counts(piece: Piece, height: int, width: int) -> list[int]:
     apart = starts[1:] != ends[:-1]  # a run through the foot of one column goes on at the head of the next
     starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
     edges = np.stack([starts, ends], 1).ravel()
-    counts = np.diff(edges, prepend=0, append=height * width).tolist()
+    counts: list[int] = np.diff(edges, prepend=0, append=height * width).tolist()
     return counts if counts[-1] else counts[:-1]
 
 
@@ -23,7 +23,7 @@ def row_counts(mask: np.ndarray) -> list[int]:
     """Run lengths of a mask row by row, beginning with the zeros, as CVAT's are."""
     flat = np.concatenate([[0], mask.ravel().astype(np.int8)])
     edges = np.flatnonzero(np.diff(flat))
-    counts = np.diff(edges, prepend=0, append=mask.size).tolist()
+    counts: list[int] = np.diff(edges, prepend=0, append=mask.size).tolist()
     return counts if counts[-1] else counts[:-1]
 
 
