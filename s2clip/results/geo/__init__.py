@@ -1,7 +1,7 @@
 """Label maps that lie somewhere on the ground: rasters and polygons for geographic information systems (extra `geo`).
 
 In: labels and confidence, a window at a time. Out: cloud-optimised GeoTIFF, GeoPackage, GeoJSON. Nothing here holds a
-whole raster.
+whole raster, and no model is imported.
 """
 
 FORMATS = {
