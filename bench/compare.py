@@ -1,14 +1,17 @@
 """Paired, interleaved ratios of every op against what others run in its place.
 
-    python bench/compare.py [--op NAME]... [--without PROVIDER]... [--seconds 1] [--budget 540] [--resume] [--table]
+    python bench/compare.py [--op NAME]... [--without PROVIDER]... [--seconds 1] [--budget 540] [--resume]
+                            [--rows FOLDER] [--dry-run] [--table]
 
 Both sides of a pair run in one process, in random order, round after round; a ratio is theirs over s2clip's, its
 interval the bootstrap's 95 % of the median over rounds. The provider "s2clip" is s2clip against itself: how far two
 equal things differ, the noise floor. Outputs are held to the published formulation in fp32 before anything is timed.
 Columns: device time cold and warm (see `timing`), wall clock of a call, memory, share of the floor at the ceilings.
 
-On CUDA rows are appended to bench/results/<gpu>-<torch>-<triton>.jsonl. A CPU prints ratios and stores nothing: its
-times are no claim. `--table` prints stored rows as Markdown and measures nothing.
+Ops come in the order of `--op`, all in fp16 before any in bf16: what a short run measures is what was asked for first.
+On CUDA rows are appended to <gpu>-<torch>-<triton>.jsonl in bench/results or `--rows`. A CPU prints ratios and stores
+nothing: its times are no claim. `--table` prints stored rows as Markdown and measures nothing; `--dry-run` prints what
+would be measured.
 """
 
 import argparse
@@ -86,10 +89,10 @@ def _device_timer(provider: providers.Provider, inputs: list[timing.Arguments]) 
 def pairs(options: argparse.Namespace) -> Iterator[tuple[cases.Case, torch.dtype, str]]:
     """All pairs that were asked for and can run here; the others are named once."""
     told = set()
-    for case in cases.here():
-        if options.op and case.op not in options.op:
-            continue
-        for dtype in case.dtypes:
+    ops = options.op or list(dict.fromkeys(case.op for case in cases.CASES))
+    chosen = [case for op in ops for case in cases.here() if case.op == op]
+    for dtype in dict.fromkeys(dtype for case in chosen for dtype in case.dtypes):
+        for case in (case for case in chosen if dtype in case.dtypes):
             for name, provider in providers.PROVIDERS[case.op].items():
                 if name in options.without:
                     continue
@@ -113,11 +116,15 @@ def describe(row: results.Row) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where an output was not that of the published formulation."""
+    if options.dry_run:
+        for case, dtype, name in pairs(options):
+            print(f"{case.op}, {case.shape}, {str(dtype).removeprefix('torch.')}, {name}")
+        return 0
     shared, rng, status = machine.setup(), random.Random(0), 0
     for line in shared["obstacles"]:
         print(line)
     stop = time.perf_counter() + options.budget
-    done = results.stored(shared["commit"]) if options.resume else set()
+    done = results.stored(shared["commit"], options.rows) if options.resume else set()
     left = 0
     for case, dtype, name in pairs(options):
         if (case.op, case.shape, str(dtype).removeprefix("torch."), name) in done:
@@ -134,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
         print(describe(row), flush=True)
         status |= "disagreement" in row
         if shared["gpu"] != "cpu":
-            results.append(row)
+            results.append(row, options.rows)
     if left:
         print(f"the budget of {options.budget:.0f} s is spent: {left} pairs are left, for --resume")
     return status
@@ -147,10 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="time cap of one figure (default: 1)")
     parser.add_argument("--budget", type=float, default=float("inf"), help="time cap of the whole run, in seconds")
     parser.add_argument("--resume", action="store_true", help="leave out what is stored for this commit")
+    parser.add_argument("--rows", type=Path, default=results.FOLDER, metavar="FOLDER", help="default: bench/results")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be measured, measure nothing")
     parser.add_argument("--table", action="store_true", help="print the stored rows as Markdown, measure nothing")
     options = parser.parse_args(arguments)
     if options.table:
-        print(results.tables(results.read()))
+        print(results.tables(results.read(options.rows)))
         return 0
     return run(options)
 

@@ -1,13 +1,14 @@
 """Whole pipelines, s2clip against the published formulations, end to end from files on the same models.
 
     python bench/pipelines.py [--model ViT-B-16] [--setting VOC]... [--pipeline NAME]... [--seconds 20] [--budget 540]
-                              [--resume]
+                              [--resume] [--rows FOLDER] [--dry-run]
 
 Pairs as in `compare.py`: both sides in one process, interleaved, in random order; a round is a handful of JPEG files,
 decoded by each side itself. Label maps are compared before anything is timed: at most `DIFFERING` of the pixels may
 differ, because matrix products of other shapes round otherwise and an affinity's threshold is a step.
 
-On CUDA rows go to bench/results/, for `compare.py --table`. A CPU prints ratios of one run and stores nothing.
+On CUDA rows go to bench/results/ or to `--rows`, for `compare.py --table`. A CPU prints ratios of one run and stores
+nothing.
 """
 
 import argparse
@@ -171,11 +172,16 @@ def loads(options: argparse.Namespace) -> Iterator[tuple[models.Models, list[str
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        for setting_name in settings_of(options):
+            for name in options.pipeline or PIPELINES:
+                print(f"pipeline {name}, {setting_name}, {options.model} with {options.weights} weights")
+        return 0
     shared, rng, status = machine.setup(), random.Random(0), 0
     for line in shared["obstacles"]:
         print(line)
     stop = time.perf_counter() + options.budget
-    done = results.stored(shared["commit"]) if options.resume else set()
+    done = results.stored(shared["commit"], options.rows) if options.resume else set()
     left = 0
     with tempfile.TemporaryDirectory() as folder:
         for loaded, chosen in loads(options):
@@ -195,7 +201,7 @@ def run(options: argparse.Namespace) -> int:
                     print(describe(row), flush=True)
                     status |= "disagreement" in row
                     if shared["gpu"] != "cpu":
-                        results.append(row)
+                        results.append(row, options.rows)
     if left:
         print(f"the budget of {options.budget:.0f} s is spent: {left} pipelines are left, for --resume")
     return status
@@ -211,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="time cap of one pair (default: 20)")
     parser.add_argument("--budget", type=float, default=float("inf"), help="time cap of the whole run, in seconds")
     parser.add_argument("--resume", action="store_true", help="leave out what is stored for this commit")
+    parser.add_argument("--rows", type=Path, default=results.FOLDER, metavar="FOLDER", help="default: bench/results")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be measured, measure nothing")
     return run(parser.parse_args(arguments))
 
 

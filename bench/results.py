@@ -82,9 +82,9 @@ def identity(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in IDENTITY)
 
 
-def stored(commit: str) -> set[tuple[str, ...]]:
+def stored(commit: str, folder: Path | None = None) -> set[tuple[str, ...]]:
     """What has a row of this commit, for a run that goes on where another stopped."""
-    return {identity(row) for row in read() if row["commit"] == commit}
+    return {identity(row) for row in read(folder) if row["commit"] == commit}
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

@@ -252,26 +252,3 @@ def test_programs_leave_the_standard_librarys_profile_alone(name, monkeypatch):
     assert "bench" in PathFinder.find_spec("profile", sys.path).origin
     program(name)
     assert "bench" not in PathFinder.find_spec("profile", sys.path).origin
-
-
-def test_the_gpu_scripts_commands_are_understood(monkeypatch):
-    """All that can be known of `make gpu` without a GPU: what it would run, and that the programs take the options."""
-    done = subprocess.run([ROOT / "tests/gpu/run", "--dry-run"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    commands = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("+ ")]
-    assert sum("tests/gpu" in command for command in commands) == 1
-    seen = []
-    for _, path, *arguments in [command for command in commands if command[1].startswith("bench/")]:
-        module = program(Path(path).stem)
-        if path == "bench/profile.py":
-            monkeypatch.setattr(models, "paint", lambda *_: [])
-            monkeypatch.setattr(module, "segmenter", lambda options, _: seen.append(options) or sys.exit())
-            with pytest.raises(SystemExit):
-                module.main(arguments)
-        else:
-            monkeypatch.setattr(module, "run", lambda options: seen.append(options) or 0)
-            assert module.main(arguments) == 0
-    assert len(seen) == 6
-    wrong = subprocess.run([ROOT / "tests/gpu/run", "--dry-run", "everything"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert "received everything" in wrong.stderr
