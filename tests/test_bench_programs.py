@@ -83,7 +83,7 @@ def test_no_rounding_reaches_the_threshold_of_the_affinity_case():
 def run_quietly(monkeypatch, capsys, program, *arguments):
     """What a program prints where there is no GPU, with no row written anywhere."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(results, "append", lambda row: pytest.fail("a CPU's row was stored"))
+    monkeypatch.setattr(results, "append", lambda *_: pytest.fail("a CPU's row was stored"))
     assert program.main(arguments) == 0
     return capsys.readouterr().out
 
@@ -122,7 +122,7 @@ def test_compare_stops_at_its_budget_and_resumes(monkeypatch, capsys, tmp_path):
     assert "2 pairs are left, for --resume" in run_quietly(monkeypatch, capsys, compare, "--budget", "-1")
     shared = machine.setup()
     done = {"op": "spatial_entropy", "shape": "", "dtype": "float32", "provider": "eager", "commit": shared["commit"]}
-    monkeypatch.setattr(results, "read", lambda: [done])
+    monkeypatch.setattr(results, "read", lambda *_: [done])
     assert "1 pairs are left" in run_quietly(monkeypatch, capsys, compare, "--budget", "-1", "--resume")
 
 
