@@ -13,6 +13,7 @@ from s2clip.cli.program import INPUTS_FAILED, ValueFailure
 
 if TYPE_CHECKING:
     from s2clip.evaluation.datasets import Dataset
+    from s2clip.evaluation.own import OwnData
     from s2clip.evaluation.ranks import Shard
     from s2clip.evaluation.report import Report
 
@@ -31,9 +32,13 @@ class Run:
     save_predictions: bool = False
     output: Path | None = None
     show_progress: bool = False
+    own: "OwnData | None" = None
+    """Pictures and label maps of the user's, in place of a benchmark."""
 
-    def open(self) -> "Dataset":
+    def open(self) -> "Dataset | OwnData":
         """The data set; exit code 2 for an unknown name, 1 where the folder is not what it should be."""
+        if self.own is not None:
+            return self.own
         from s2clip.evaluation.benchmarks import DATASETS, resolve_name
         from s2clip.evaluation.datasets import open_dataset
 
@@ -46,7 +51,7 @@ class Run:
             raise ValueFailure(f"--data: the folder of {name} is needed")
         return open_dataset(name, self.data)
 
-    def evaluate(self, answers: Any, dataset: "Dataset", *names: str, source: str | None = None) -> "Report":
+    def evaluate(self, answers: Any, dataset: "Dataset | OwnData", *names: str, source: str | None = None) -> "Report":
         """The report of one result folder, <output>/<data set>/<names>."""
         from s2clip.evaluation import records
         from s2clip.evaluation.runner import evaluate_dataset
@@ -93,6 +98,24 @@ def evaluate_methods(
                 segmenter = chosen.set_classes(load_segmenter(settings))
             for variant, name in _variants(segmenter, ablate and refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source=chosen.source)
+
+
+def evaluate_own(
+    run: Run, pairs: list[tuple[str, str]], ablate: bool, model_settings: dict[str, Any], **rules: Any
+) -> "Iterator[Report]":
+    """Each (method, refine) by its defaults, on the user's data, in <output>/<data>/<model>/<method>+<refine>."""
+    from s2clip.evaluation.ranks import local_device, process_group
+
+    dataset, model = run.open(), model_settings["model"]
+    given = {name: value for name, value in model_settings.items() if value is not None}
+    with process_group():
+        for method, refine in pairs:
+            settings = {"method": method, "refine": refine, "device": local_device(), **rules, **given}
+            segmenter = load_segmenter(settings)
+            with usage_errors():
+                segmenter.set_classes(list(dataset.classes), background=dataset.background)
+            for variant, name in _variants(segmenter, ablate and refine == "sam"):
+                yield run.evaluate(variant, dataset, model, name, source="defaults, on data of one's own")
 
 
 def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:

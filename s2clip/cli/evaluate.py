@@ -2,24 +2,36 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_predictions
+from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_own, evaluate_predictions
 from s2clip.cli.console import load_segmenter, progress, usage_errors
-from s2clip.cli.lists import OptionsCommand, names_option
+from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import ValueFailure
+from s2clip.cli.segment import class_names
 from s2clip.evaluation.ranks import parse_shard
+
+if TYPE_CHECKING:
+    from s2clip.evaluation.own import OwnData
 
 SCENES = "scenes"
 SCENES_LIMIT = 200
 
 
 @click.command(cls=OptionsCommand)
-@click.argument("dataset", metavar="DATASET")
+@click.argument("dataset", required=False, metavar="[DATASET]")
 @click.option("--data", type=click.Path(path_type=Path), help="The data set's folder, or the one that holds it.")
+@click.option("--images", type=click.Path(path_type=Path), help="Pictures of your own, in place of DATASET.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Their label maps: PNGs of the same names, value = id.")
+@click.option("--classes", multiple=True, metavar="NAMES", help="What the ids of --labels mean, as in segment.")
+@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, a class per line.")
+@click.option("--first-id", type=int, help="The first class's value in --labels; default 0.")
+@numbers_option("--ignore-id", "ignored", help="Values in --labels that do not count, beside 255.")
+@click.option("--background", metavar="CLASS", help="Of --classes: what pixels under --threshold are given.")
+@click.option("--threshold", type=float, help="Of the best score of a pixel; with --background.")
 @names_option("--method", "methods", help="One or several; default: s2clip.")
 @names_option("--refine", "refinements", default=("none",), show_default=True, help="One or several.")
 @click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts.")
@@ -33,7 +45,15 @@ SCENES_LIMIT = 200
 @model_options
 @output_options
 def evaluate(
-    dataset: str,
+    dataset: str | None,
+    images: Path | None,
+    labels: Path | None,
+    classes: tuple[str, ...],
+    classes_file: Path | None,
+    first_id: int | None,
+    ignored: tuple[int, ...],
+    background: str | None,
+    threshold: float | None,
     methods: tuple[str, ...],
     refinements: tuple[str, ...],
     ablate: bool,
@@ -47,8 +67,15 @@ def evaluate(
     """mIoU per class and times of several methods side by side, in per cent.
 
     DATASET is scenes (embedded), voc21, context60, coco-object, voc20, cityscapes, context59, ade20k or coco-stuff.
-    On these every method runs with its published settings; options given here replace them.
+    On these every method runs with its published settings; options given here replace them. Pictures and label maps of
+    your own are given by --images, --labels and --classes.
     """
+    mine = {"--images": images, "--labels": labels, "--classes": classes, "--classes-file": classes_file}
+    mine |= {"--first-id": first_id, "--ignore-id": ignored, "--background": background, "--threshold": threshold}
+    if (dataset is None) == (images is None):
+        raise ValueFailure("give a DATASET, or --images DIR --labels DIR --classes NAMES")
+    if dataset is not None and (stray := [name for name, value in mine.items() if value not in (None, ())]):
+        raise ValueFailure(f"{stray[0]}: of data of your own (--images), not of {dataset}")
     if ablate and "sam" not in refinements:
         raise ValueFailure("--ablate needs --refine sam")
     if predictions is not None and methods:
@@ -65,12 +92,47 @@ def evaluate(
         raise ValueFailure(f"--seed: of {SCENES} only")
     with usage_errors():
         run["shard"] = parse_shard(run["shard"])
-    chosen = Run(dataset, show_progress=show_progress, **run)
+    if dataset is None:
+        own, rules = _own(images, labels, classes, classes_file, first_id, ignored, background, threshold, run["data"])
+        dataset = own.name
+    else:
+        own, rules = None, {}
+    chosen = Run(dataset, own=own, show_progress=show_progress, **run)
     if predictions is not None:
         reports = evaluate_predictions(chosen, predictions)
+    elif own is not None:
+        reports = evaluate_own(chosen, pairs, ablate, model_settings, **rules)
     else:
         reports = evaluate_methods(chosen, pairs, ablate, model_settings)
     announce(reports, as_json)
+
+
+def _own(
+    images: Path,
+    labels: Path | None,
+    classes: tuple[str, ...],
+    classes_file: Path | None,
+    first_id: int | None,
+    ignored: tuple[int, ...],
+    background: str | None,
+    threshold: float | None,
+    data: Path | None,
+) -> "tuple[OwnData, dict[str, Any]]":
+    """The user's data, and what of the methods he sets."""
+    from s2clip.evaluation.own import open_own
+    from s2clip.words.text import vocabulary
+
+    if labels is None:
+        raise ValueFailure("--labels: the folder of the label maps of --images is needed")
+    if data is not None:
+        raise ValueFailure("--data: of a DATASET, not of --images")
+    if (threshold is None) != (background is None):
+        raise ValueFailure("--threshold and --background go together: figures count every pixel")
+    with usage_errors():
+        words = vocabulary(class_names(classes, classes_file))
+        number = words.find(background)
+        own = open_own(images, labels, words.classes, background=number, first_id=first_id or 0, ignored=ignored)
+    return own, ({} if threshold is None else {"threshold": threshold})
 
 
 def _scenes(

@@ -94,7 +94,7 @@ def segment(
         source = click.get_current_context().get_parameter_source("formats")
         asked_formats = source is not None and source.name != "DEFAULT"
         chosen = check_formats(usable_formats(formats, asked_formats), others=ONLY_RASTERS)
-        words = vocabulary(_class_names(classes, classes_file))
+        words = vocabulary(class_names(classes, classes_file))
         background_id = words.find(background)
         refuse_without_effect([(method, refine)], model_settings, threshold=threshold, background=background)
         if not 0 < max_megapixels <= 1e6:
@@ -182,7 +182,7 @@ def segment(
         sys.exit(INPUTS_FAILED)
 
 
-def _class_names(classes: Sequence[str], classes_file: Path | None) -> list[str]:
+def class_names(classes: Sequence[str], classes_file: Path | None) -> list[str]:
     if (not classes) == (classes_file is None):
         raise ValueError("give the classes by --classes or by --classes-file")
     from s2clip.words.lists import parse_classes, read_classes
