@@ -1,5 +1,6 @@
 """What s2clip raises beside `ValueError`: one line each, saying what is wrong and what helps."""
 
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -34,6 +35,12 @@ class RefinementError(S2ClipError, RuntimeError):
     def __init__(self, message: str, coarse: list) -> None:
         super().__init__(message)
         self.coarse = coarse
+
+
+def shown(name: object) -> str:
+    """A file's name on one line, whatever it is called."""
+    text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_few(items: Sequence[object], most: int) -> str:

@@ -1,14 +1,18 @@
-"""Files are written whole or not at all: a temporary name in the same folder, fsync, rename."""
+"""Files are written whole or not at all: a temporary name in the same folder, fsync, rename.
 
+Whatever a disk refuses is an `OutputError` of one line with the file's name and the system's number (`errno`).
+"""
+
+import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from s2clip.errors import OutputError
+from s2clip import temporaries
+from s2clip.errors import OutputError, S2ClipError, shown
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
@@ -17,21 +21,93 @@ def at_home(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says against writing `path` becomes an `OutputError`."""
+    try:
+        yield
+    except S2ClipError:
+        raise
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file stands where a folder is needed"
+        wrong = OutputError(f"{shown(path)}: cannot write there: {reason}")
+        wrong.errno = error.errno
+        raise wrong from None
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary handle whose bytes appear under `path` when the block ends well, and nowhere when it does not.
 
-    The temporary name is short and of its own, so long names and several writers in one folder are fine.
+    Several writers in one folder are fine. Raises `OutputError`.
     """
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as handle:
+    with writing(path):
+        temporary, handle = temporaries.create(path.parent)
+        try:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                handle.close()
+
+
+class Together:
+    """Files that appear together when the block ends well, and not one of them when it does not.
+
+    with Together() as files:
+        files.add(path, content)
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, BinaryIO, Path]] = []
+        self._placed: list[Path] = []
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._place()
+        except BaseException:
+            self.take_back()
+            raise
+        finally:
+            for temporary, handle, _ in self._waiting:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                    handle.close()
+            self._waiting.clear()
+
+    def add(self, path: Path, content: bytes) -> None:
+        """Write the content, so that nothing but a name is missing. Raises `OutputError`."""
+        with writing(path):
+            if path.is_dir():
+                raise IsADirectoryError(None, "a folder stands where a file is needed")
+            temporary, handle = temporaries.create(path.parent)
+            self._waiting.append((temporary, handle, path))
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def take_back(self) -> None:
+        """Remove the files that have appeared."""
+        for path in self._placed:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._placed.clear()
+
+    def _place(self) -> None:
+        for temporary, _, path in self._waiting:
+            with writing(path):
+                os.replace(temporary, path)
+            self._placed.append(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,23 +117,25 @@ def write_json(path: Path, value: Any) -> None:
         handle.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def writable_folder(folder: str | os.PathLike) -> Path:
+def writable_folder(folder: str | os.PathLike, *, leftovers: bool = True) -> Path:
     """Make the folder if needed and prove that a file can be written there, before any work is spent on its content.
+
+    leftovers: also remove what killed runs left of files that they were writing there.
 
     Raises:
         OutputError: one line with the folder and the reason.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(8)}.tmp"
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            reason = "a file stands where a folder is needed"
-        raise OutputError(f"{folder}: cannot write there: {reason}") from None
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if leftovers:
+                temporaries.remove_leftovers(folder)
+            probe, handle = temporaries.create(folder)
+            handle.close()
+            probe.unlink()
+    except ValueError as error:  # a name that no file can have
+        raise OutputError(f"{shown(folder)}: cannot write there: {error}") from None
     return folder
 
 
@@ -65,21 +143,3 @@ def place(path: str | os.PathLike) -> str:
     """The same for two spellings of one path; links to one file are several pictures, as a Hub snapshot has them."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Add one line, given without its end, and wait until it is on the disk. Raises `OutputError`.
-
-    A line that a killed run left half-written is ended first: it stays unreadable, and only that one.
-    """
-    line += b"\n"
-    try:
-        with open(path, "ab+") as handle:
-            if handle.tell():
-                handle.seek(-1, os.SEEK_END)
-                line = line if handle.read(1) == b"\n" else b"\n" + line
-            handle.write(line)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None

@@ -7,7 +7,6 @@ No socket is opened with `local_files_only=True` or with HF_HUB_OFFLINE=1 in the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import logging
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from s2clip.backbones.model_table import MODELS
 from s2clip.errors import WeightsError
-from s2clip.files import at_home
+from s2clip.files import at_home, whole_file, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -136,32 +135,34 @@ def _download(name: str, cache_dir: str | Path | None) -> tuple[Path | None, lis
 
 
 def _download_url(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Fetch `checkpoint.url` into `folder`: under a temporary name until whole and of the published sha256."""
+    """Fetch `checkpoint.url` into `folder`: there when it is whole and of the published sha256, else nothing of it."""
     path = folder / checkpoint.url.rsplit("/", 1)[1]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     logger.info("downloading %s to %s", checkpoint.url, path)
     with urllib.request.urlopen(checkpoint.url, timeout=CONNECT_SECONDS) as response:
         expected = int(response.headers.get("Content-Length", 0)) or None
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            received = 0
-            bar = tqdm(total=expected, unit="B", unit_scale=True, desc=path.name, disable=None)
-            with open(partial, "wb") as file, bar:
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    bar.update(len(chunk))
+        writable_folder(folder)
+        received = 0
+        bar = tqdm(total=expected, unit="B", unit_scale=True, desc=path.name, disable=None)
+        with whole_file(path) as file, bar:
+            while chunk := _received(response):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
             if expected is not None and received != expected:
                 raise ValueError(f"connection closed after {received} of {expected} bytes")
             if not digest.hexdigest().startswith(checkpoint.sha256):
                 raise ValueError(f"sha256 is {digest.hexdigest()}, published is {checkpoint.sha256}")
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
     return path
+
+
+def _received(response: http.client.HTTPResponse) -> bytes:
+    """The next part. What the network says is not said of the disk."""
+    try:
+        return response.read(1 << 20)
+    except OSError as error:
+        raise ValueError(f"connection lost: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

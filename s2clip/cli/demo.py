@@ -2,6 +2,7 @@
 
 import json
 import time
+from io import BytesIO
 from pathlib import Path
 
 import click
@@ -28,8 +29,10 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
     with usage_errors():
         picture, truth = scenes.generate(scene)
     source = output / f"scene-{scene}.input.png"
+    encoded = BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG")
     with whole_file(source) as handle:
-        Image.fromarray(picture).save(handle, "PNG")
+        handle.write(encoded.getvalue())
     start = time.perf_counter()
     segmenter = load_segmenter({"model": "tiny"}, method=method)
     segmenter.set_classes(scenes.CLASSES)

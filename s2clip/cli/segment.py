@@ -1,9 +1,11 @@
 """`s2clip segment`: pictures to label maps by class names."""
 
+import errno
 import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from s2clip.cli.console import load_segmenter, progress, say, usage_errors
 from s2clip.cli.effects import refuse_without_effect
 from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
-from s2clip.cli.program import INPUTS_FAILED
+from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
-from s2clip.errors import ImageError, reject
+from s2clip.errors import ImageError, OutputError, reject
 
 logger = logging.getLogger(__name__)
 
 MEGAPIXELS = 64.0
+OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
+"""What is one picture's fault of a file that cannot be written; all else is the disk's, which takes no other either."""
 
 
 @click.command(cls=OptionsCommand)
@@ -121,6 +125,7 @@ def segment(
     for line in found.skipped:
         say(line, err=True)
     done: list[dict[str, Any]] = []
+    stopped: OutputError | None = None
     asked = len(pictures)
     if pictures:
         writable_folder(output)
@@ -148,18 +153,19 @@ def segment(
                     if picture in large:
                         how = {"resume": resume, "names": not no_names, "show_progress": show_progress}
                         record = rasters.segment(segmenter, picture, folder, stem, **how)
+                        folder.add(picture, stem, record)
                     else:
                         result = next(results)
                         if isinstance(result, Failure):
                             raise result.error
                         if not chosen:
                             raise ValueError(f"a picture, and --format {','.join(rasters.only)} is of rasters")
-                        paths = result.save(output, own, stem=stem, sidecars=False, names=not no_names)
-                        paths |= {name: dataset.put(result, stem) for name, dataset in datasets.items()}
-                        record = result.record(paths)
-                    folder.add(picture, stem, record)
+                        record = folder.put(picture, stem, result, own, datasets, names=not no_names)
                     done.append(record)
                 except Exception as error:  # none of one picture's errors ends the others
+                    if isinstance(error, OutputError) and error.errno not in OF_THE_NAME:
+                        stopped = error
+                        break
                     logger.info("%s", picture, exc_info=True)
                     failures.append((str(picture), _one_line(error, str(picture))))
                     continue
@@ -170,15 +176,21 @@ def segment(
             raise
         finally:
             results.close()
-            folder.finish(_failed(failures))
-            for dataset in datasets.values():
-                dataset.close()
+            for finish in (partial(folder.finish, _failed(failures)), *(one.close for one in datasets.values())):
+                try:
+                    finish()
+                except OutputError as error:  # what can be written of the rest still is
+                    stopped = stopped or error
     if as_json:
         say(json.dumps({"images": done, "failed": _failed(failures)}, allow_nan=False))
     for source, reason in failures:
         say(f"failed: {source}: {reason}", err=True)
     if failures:
         say(f"{len(done)} done, {len(failures)} failed", err=True)
+    if stopped is not None:
+        there = f"{asked - len(todo) + len(done)} of {asked} pictures are done"
+        raise EnvironmentFailure(f"{stopped}; {there}, --resume does the others")
+    if failures:
         sys.exit(INPUTS_FAILED)
 
 

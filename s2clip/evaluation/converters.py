@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from s2clip.errors import DatasetError, OutputError, reject
+from s2clip.errors import DatasetError, reject
 from s2clip.evaluation.benchmarks import IGNORE, Benchmark, benchmark
 from s2clip.evaluation.folders import find_root, list_files
 from s2clip.evaluation.label_tables import INVALID, look_up
@@ -87,11 +88,10 @@ def _write(job: Job) -> str | None:
         labels = job.labels()
     except DatasetError as error:
         return str(error)
-    try:
-        with whole_file(job.target) as handle:
-            Image.fromarray(labels).save(handle, "PNG", compress_level=4)
-    except OSError as error:
-        raise OutputError(f"{job.target}: cannot write there: {(error.strerror or str(error)).lower()}") from None
+    encoded = BytesIO()
+    Image.fromarray(labels).save(encoded, "PNG", compress_level=4)
+    with whole_file(job.target) as handle:
+        handle.write(encoded.getvalue())
     return None
 
 

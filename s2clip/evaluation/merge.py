@@ -1,9 +1,9 @@
 """Result folders of one protocol, added up without data or models."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from s2clip import lines
 from s2clip.errors import OutputError, reject
 from s2clip.evaluation import protocol, records
 from s2clip.evaluation.report import Report
@@ -38,8 +38,8 @@ def merge_folders(folders: Sequence[Path], output: Path, limit: int | None = Non
     writable_folder(output)
     protocol.settle(output, described)
     path = records.shard_path(output, (0, 1))
-    path.parent.mkdir(exist_ok=True)
+    writable_folder(path.parent)
     with whole_file(path) as handle:
-        handle.writelines(json.dumps(batch, separators=(",", ":")).encode() + b"\n" for batch in batches)
+        handle.writelines(lines.seal(batch) + b"\n" for batch in batches)
     report.write()
     return report

@@ -1,14 +1,14 @@
 """What a run has done so far, as a log that survives being killed: one line of JSON per batch, never rewritten.
 
-A batch counts when its line is whole. The result is the sum of the lines, so it does not matter in how many runs,
-shards or processes they were written. Line:
+A batch counts when its line is whole and its checksum right (`s2clip.lines`). The result is the sum of the lines, so it
+does not matter in how many runs, shards or processes they were written. Line:
 
-    {"pictures": [{"index": 3, "name": "2007_000033", "counts": [[true, given, pixels], ...]},
+    {"crc32": "9c3f01de",
+     "pictures": [{"index": 3, "name": "2007_000033", "counts": [[true, given, pixels], ...]},
                   {"index": 4, "name": "2007_000042", "error": "..."}],
      "seconds": 1.25, "stages_ms": {"clip": 300.1, ...}, "peak_mib": {"host": 812.0, "device": 0.0}}
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2clip.errors import OutputError
-from s2clip.files import append_line
+from s2clip import lines
+from s2clip.files import writing
 
 FOLDER = "records"
+KEYS = ("pictures", "seconds", "stages_ms", "peak_mib")
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,17 @@ class Tally:
 
 
 def append(path: Path, batch: dict[str, Any]) -> None:
-    """Add one line and wait until it is on the disk."""
-    try:
+    """Add one line and wait until it is on the disk. Raises `OutputError`."""
+    with writing(path):
         path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there: {error.strerror or error}") from None
-    append_line(path, json.dumps(batch, separators=(",", ":"), allow_nan=False).encode())
+    lines.append(path, batch)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of all shards, in the order of the files' names."""
-    batches = []
+    """All whole lines of all shards, in the order of the files' names; damaged ones are said and left out."""
+    batches: list[dict[str, Any]] = []
     for path in sorted((folder / FOLDER).glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                batches.append(json.loads(line))
-            except ValueError:  # the end of a killed run
-                continue
+        batches += lines.read(path, KEYS, consequence="their pictures count as not done", tell_bare=True)
     return batches
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from s2clip.errors import ImageError
+from s2clip.errors import ImageError, shown
 from s2clip.pictures import bounded, decoding
 from s2clip.pictures.bounded import MAX_SECONDS
 from s2clip.pictures.decoding import FORMATS, MAX_PIXELS
@@ -79,8 +79,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, max_seconds: flo
 
 def _error(name: str, reason: str) -> ImageError:
     """One line, whatever a file is called."""
-    shown = name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-    return ImageError(f"{shown}: {decoding.shortened(reason, max(LINE - 2 - len(shown), 80))}")
+    name = shown(name)
+    return ImageError(f"{name}: {decoding.shortened(reason, max(LINE - 2 - len(name), 80))}")
 
 
 def _content(source: bytes | BinaryIO) -> tuple[str, bytes]:

@@ -3,19 +3,26 @@
     classes.json, run.json   written before the first picture, and once more when all are done
     manifest.jsonl           a line for each picture whose files are there, on the disk before the next one begins
 
-A run that is killed loses what was in flight, and nothing that it left is wrong. A later run with the same classes and
-settings adds to the folder; one with others is refused.
+A run that is killed loses what was in flight, and nothing that it left is wrong. So does one whose disk is full; some
+room is kept for its run.json. A later run with the same classes and settings adds to the folder; one with others is
+refused.
 """
 
-import json
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2clip.files import append_line, place
+from s2clip import lines
+from s2clip.files import Together, place, writable_folder
 from s2clip.results import sidecars
-from s2clip.results.result import write_classes, write_run
+from s2clip.results.formats.dataset import Dataset
+from s2clip.results.result import Result, write_classes, write_run
+from s2clip.temporaries import Room, remove_leftovers
+
+ROOM = 1 << 16
+"""Bytes kept for run.json beside twice what the manifest has; few disks are so small, and a run of 100 needs as much."""
 
 
 class OutputFolder:
@@ -26,6 +33,7 @@ class OutputFolder:
         self.records = {record["path"]: record for record in sidecars.read_manifest(path) if "path" in record}
         self._settings: Mapping[str, Any] = {}
         self._digest = ""
+        self._room = Room(path)
 
     @property
     def stems(self) -> dict[str, str]:
@@ -46,8 +54,12 @@ class OutputFolder:
         common = sidecars.identity(settings, classes, background)
         sidecars.check_same(self.path, common)
         self._settings, self._digest = settings, sidecars.digest(common)
+        writable_folder(self.path)
+        for folder in {self.path / Path(stem).parent for stem in self.stems.values()}:
+            remove_leftovers(folder)
         write_classes(self.path, classes, background)
-        self.finish([])
+        self._write_run([])
+        self._hold_room()
 
     def has(self, picture: Path, formats: Iterable[str]) -> bool:
         """Whether the picture's files of these formats are there, whole, made of the file that it still is."""
@@ -61,10 +73,41 @@ class OutputFolder:
             return False
         return whole and state == record["source_state"] and set(formats) <= record["files"].keys()
 
+    def put(
+        self,
+        picture: Path,
+        stem: str,
+        result: Result,
+        formats: Sequence[str],
+        datasets: Mapping[str, Dataset],
+        *,
+        names: bool = True,
+    ) -> dict[str, Any]:
+        """Write all that there is of a picture, or nothing: its files, its part of data sets, its line of the manifest.
+
+        Returns its record. Raises `OutputError`, or what a format makes of the result.
+        """
+        added: list[Dataset] = []
+        files = Together()
+        try:
+            with files:
+                paths = result.stage(files, self.path, formats, stem, names=names)
+                for name, dataset in datasets.items():
+                    paths[name] = dataset.put(result, stem, files)
+                    added.append(dataset)
+            record = result.record(paths)
+            self.add(picture, stem, record)
+        except BaseException:
+            files.take_back()
+            for dataset in added:
+                dataset.take_back()
+            raise
+        return record
+
     def add(self, picture: Path, stem: str, record: Mapping[str, Any]) -> None:
         """The files of `record` are written: put its line on the disk."""
         path = place(picture)
-        before = self.records.get(path, {})
+        before = self.records.pop(path, {})
         files, sizes = dict(record["files"]), {}
         if before.get("source_state") == _state(picture) and before.get("settings_sha256") == self._digest:
             files, sizes = before["files"] | files, dict(before["bytes"])
@@ -75,11 +118,20 @@ class OutputFolder:
         }
         line = {**record, "files": files, "path": path, "stem": stem, "source_state": _state(picture), "bytes": sizes}
         line["settings_sha256"] = self._digest
+        lines.append(self.path / sidecars.MANIFEST, line)
         self.records[path] = line
-        append_line(self.path / sidecars.MANIFEST, json.dumps(line, allow_nan=False).encode())
+        self._hold_room()
 
     def finish(self, failed: Sequence[Mapping[str, str]]) -> None:
         """run.json: all pictures of the folder, those of earlier runs too, and what failed in this one."""
+        self._room.release()
+        self._write_run(failed)
+
+    def _hold_room(self) -> None:
+        with contextlib.suppress(OSError):
+            self._room.hold(ROOM * (1 + 2 * os.path.getsize(self.path / sidecars.MANIFEST) // ROOM))
+
+    def _write_run(self, failed: Sequence[Mapping[str, str]]) -> None:
         own = ("path", "stem", "source_state", "bytes", "settings_sha256")
         images = [{key: value for key, value in one.items() if key not in own} for one in self.records.values()]
         known = {image.get("source") for image in images}

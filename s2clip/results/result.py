@@ -32,7 +32,7 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
-from s2clip.files import whole_file, writable_folder, write_json
+from s2clip.files import Together, writable_folder, write_json
 from s2clip.results.colours import class_colours, png_palette
 from s2clip.results.formats import DATASETS, open_datasets
 from s2clip.results.formats.labelme import labelme_bytes
@@ -168,33 +168,52 @@ class Result:
         """
         formats = check_formats(formats)
         stem = stem or (Path(self.source).stem if self.source else "result")
-        paths = {name: Path(folder) / f"{stem}{FORMATS[name]}" for name in formats if name in FORMATS}
-        if "overlay" in formats and self.image is None:
-            raise ValueError("formats: 'overlay' needs the picture, and this result was made without image")
-        for path in paths.values():
-            if self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source):
-                raise ValueError(f"folder: {path} is the picture itself; choose another folder or stem")
-        folder = writable_folder(folder)
+        paths = self._paths(Path(folder), formats, stem)
+        # one of a run's many results leaves the looking for leftovers to the run
+        folder = writable_folder(folder, leftovers=sidecars)
         if sidecars:
             common = identity(self.settings, self.classes, self.background)
             check_same(folder, common, [os.path.realpath(path) for path in paths.values()])
-        for parent in {path.parent for path in paths.values()} - {folder}:
-            writable_folder(parent)
-        for name, path in paths.items():
-            content = self._content(name, path, names)
-            with whole_file(path) as handle:
-                handle.write(content)
-        for name, dataset in open_datasets(formats, Path(folder), self.classes, per).items():
-            try:
-                paths[name] = dataset.put(self, stem)
-            finally:
+        datasets = open_datasets(formats, folder, self.classes, per)
+        try:
+            with Together() as files:
+                self.stage(files, folder, formats, stem, names=names)
+                paths |= {name: dataset.put(self, stem, files) for name, dataset in datasets.items()}
+            for dataset in datasets.values():
                 dataset.close()
+        finally:
+            for dataset in datasets.values():
+                dataset.discard()
         if sidecars:
             record = self.record(paths)
             others = read_images(folder) if read_identity(folder) == common else []
             write_classes(folder, self.classes, self.background)
             others = [one for one in others if one.get("files") != record["files"]]
             write_run(folder, self.settings, [*others, record])
+        return paths
+
+    def stage(
+        self, files: Together, folder: Path, formats: Sequence[str], stem: str, *, names: bool = True
+    ) -> dict[str, Path]:
+        """Write the picture's own formats (no data sets) among `files`, with which they appear; returns their paths.
+
+        Raises as `save`.
+        """
+        paths = self._paths(folder, formats, stem)
+        for parent in {path.parent for path in paths.values()} - {folder}:
+            writable_folder(parent, leftovers=False)
+        for name, path in paths.items():
+            files.add(path, self._content(name, path, names))
+        return paths
+
+    def _paths(self, folder: Path, formats: Sequence[str], stem: str) -> dict[str, Path]:
+        """Where each format goes; ValueError where that cannot be."""
+        paths = {name: folder / f"{stem}{FORMATS[name]}" for name in formats if name in FORMATS}
+        if "overlay" in formats and self.image is None:
+            raise ValueError("formats: 'overlay' needs the picture, and this result was made without image")
+        for path in paths.values():
+            if self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source):
+                raise ValueError(f"folder: {path} is the picture itself; choose another folder or stem")
         return paths
 
     def record(self, paths: Mapping[str, Path]) -> dict[str, Any]:

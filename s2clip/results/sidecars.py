@@ -7,10 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s2clip import lines
 from s2clip.errors import OutputError
 from s2clip.values import differences
 
 CLASSES, RUN, MANIFEST = "classes.json", "run.json", "manifest.jsonl"
+LINE = (
+    *("source", "height", "width", "files", "shares", "timings_ms"),
+    *("path", "stem", "source_state", "bytes", "settings_sha256"),
+)
 SHOWN = 3
 FREE = ("device",)  # the same settings on another device give the same labels but for rounding
 
@@ -63,15 +68,11 @@ def check_same(folder: Path, here: Mapping[str, Any], replacing: Collection[str]
 def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
     """The whole lines, oldest first; the end of a killed run is none."""
     try:
-        lines = (folder / MANIFEST).read_bytes().splitlines()
+        records = list(lines.read(folder / MANIFEST, LINE, consequence="such pictures count as not done"))
     except OSError:
         return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("bytes"), dict):
+    for record in records:
+        if isinstance(record.get("bytes"), dict):
             yield record
 
 

@@ -68,8 +68,8 @@ class VectorFiles:
         try:
             with whole_file(self._path(word, patterns)) as handle:
                 handle.write(hashlib.sha256(data).digest() + data)
-        except OSError as error:
-            logger.warning("%s: %s; word vectors are not kept", self.folder, error.strerror)
+        except OutputError as error:
+            logger.warning("%s; word vectors are not kept", error)
             self._writable = False
 
     def _path(self, word: str, patterns: Sequence[str]) -> Path:

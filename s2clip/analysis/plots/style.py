@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +79,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure, in the format that the name ends in: png, pdf, svg."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white")
     with whole_file(path) as handle:
-        figure.savefig(handle, format=path.suffix[1:], dpi=DOTS_PER_INCH, facecolor="white")
+        handle.write(drawn.getvalue())
     return path
 
 

@@ -13,6 +13,7 @@ from s2clip.results.formats.run_lengths import coco_counts
 from s2clip.version import __version__
 
 if TYPE_CHECKING:
+    from s2clip.files import Together
     from s2clip.results.segmented import Segmented
 
 
@@ -25,9 +26,8 @@ class CocoDataset(Dataset):
     def start(self) -> None:
         self._images = self.spool()
         self._annotations = self.spool()
-        self._count = 0
 
-    def add(self, result: Segmented, stem: str) -> None:
+    def add(self, result: Segmented, stem: str, files: Together) -> None:
         from pycocotools import mask as rle
 
         height, width = result.segmentation.shape
@@ -37,7 +37,7 @@ class CocoDataset(Dataset):
             size = {"size": [height, width], "counts": coco_counts(piece, height, width)}
             rows.append(
                 {
-                    "id": self._count + len(rows) + 1,
+                    "id": self.annotations + len(rows) + 1,
                     "image_id": image_id,
                     "category_id": piece.class_index + 1,
                     "segmentation": {
@@ -52,9 +52,8 @@ class CocoDataset(Dataset):
             )
         image = {"id": image_id, "file_name": name_in_set(result, stem), "height": height, "width": width}
         self._images.append(json.dumps(image))
-        for row in rows:
-            self._annotations.append(json.dumps(row, allow_nan=False))
-        self._count += len(rows)
+        self._annotations.append(*(json.dumps(row, allow_nan=False) for row in rows))
+        self.annotations += len(rows)
 
     def finish(self) -> None:
         now = datetime.datetime.now(datetime.UTC)

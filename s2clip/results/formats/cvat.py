@@ -12,6 +12,7 @@ from s2clip.results.formats.pieces import pieces
 from s2clip.results.formats.run_lengths import row_counts
 
 if TYPE_CHECKING:
+    from s2clip.files import Together
     from s2clip.results.segmented import Segmented
 
 
@@ -23,7 +24,7 @@ class CvatDataset(Dataset):
     def start(self) -> None:
         self._images = self.spool(b"\n")
 
-    def add(self, result: Segmented, stem: str) -> None:
+    def add(self, result: Segmented, stem: str, files: Together) -> None:
         height, width = result.segmentation.shape
         name = quoteattr(name_in_set(result, stem))
         lines = [f'  <image id="{self.pictures}" name={name} width="{width}" height="{height}">']

@@ -14,6 +14,7 @@ from s2clip.results.formats.run_lengths import label_studio_rle
 from s2clip.version import __version__
 
 if TYPE_CHECKING:
+    from s2clip.files import Together
     from s2clip.results.segmented import Segmented
 
 BRUSH, IMAGE = "label", "image"  # names of the tags in the set-up
@@ -71,7 +72,7 @@ class LabelStudioDataset(Dataset):
     def start(self) -> None:
         self._tasks = self.spool()
 
-    def add(self, result: Segmented, stem: str) -> None:
+    def add(self, result: Segmented, stem: str, files: Together) -> None:
         task = {"data": {IMAGE: name_in_set(result, stem)}, "predictions": [prediction(result, per=self.per)]}
         self._tasks.append(json.dumps(task, allow_nan=False))
 

@@ -11,6 +11,7 @@ from s2clip.results.formats.pictures import picture_png
 from s2clip.results.formats.pieces import pieces
 
 if TYPE_CHECKING:
+    from s2clip.files import Together
     from s2clip.results.segmented import Segmented
 
 
@@ -21,9 +22,9 @@ class YoloDataset(Dataset):
     packages: ClassVar = {"cv2": "yolo"}
 
     def start(self) -> None:
-        self._label_files: list[str] = []
+        """The files of a picture are its own."""
 
-    def add(self, result: Segmented, stem: str) -> None:
+    def add(self, result: Segmented, stem: str, files: Together) -> None:
         height, width = result.segmentation.shape
         lines = []
         for piece in pieces(result, self.per):
@@ -32,10 +33,8 @@ class YoloDataset(Dataset):
                 places = (polygon + (piece.x, piece.y) + 0.25) / (width, height)
                 lines.append(f"{piece.class_index} " + " ".join(f"{value:.7g}" for value in places.ravel()))
         content = picture_png(result)
-        with self.whole(f"yolo/labels/{stem}.txt") as handle:
-            handle.write("".join(f"{line}\n" for line in lines).encode())
-        with self.whole(f"yolo/images/{stem}.png") as handle:
-            handle.write(content)
+        files.add(self.below(f"yolo/labels/{stem}.txt"), "".join(f"{line}\n" for line in lines).encode())
+        files.add(self.below(f"yolo/images/{stem}.png"), content)
 
     def finish(self) -> None:
         import yaml
