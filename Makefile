@@ -44,8 +44,8 @@ test-everywhere: .venv/stamp  # other processors and versions, hours; ROWS=cheap
 constraints: .venv/stamp  # the newest versions, into constraints.txt
 	$(BIN)/python tools/constraints.py
 
-fuzz: .venv/stamp  # make fuzz MUTATIONS=100000: damaged files against the readers; seconds of it are in make test
-	FUZZ_MUTATIONS=$(or $(MUTATIONS),100000) OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py
+fuzz: .venv/stamp  # make fuzz MUTATIONS=100000 SEED=0: damaged files against the readers; seconds of it are in make test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_run.py --mutations $(or $(MUTATIONS),100000) --seed $(or $(SEED),0)
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

@@ -51,9 +51,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             raise
 
 
-def read(
-    path: Path, keys: Collection[str], *, consequence: str, tell_bare: bool = False
-) -> Iterator[dict[str, Any]]:
+def read(path: Path, keys: Collection[str], *, consequence: str, tell_bare: bool = False) -> Iterator[dict[str, Any]]:
     """The records of the whole lines, oldest first; lines that are damaged or half are left out and said.
 
     keys: of the lines that earlier versions wrote without a checksum, which are taken where they have no others.

@@ -50,6 +50,17 @@ def picture_seeds():
         "jpeg.tif": saved(image, "TIFF", compression="jpeg"),
         "fax.tif": saved(grey.convert("1"), "TIFF", compression="group4"),
         "rgb.jp2": saved(image, "JPEG2000"),
+        "grey4.png": saved(grey.quantize(16), "PNG", bits=4),
+        "grey.webp": saved(grey, "WEBP", quality=10),
+        "moving.avif": saved(image, "AVIF", save_all=True, append_images=frames),
+        "two.mpo": saved(image, "MPO", save_all=True, append_images=frames),
+        "palette.tif": saved(palette, "TIFF"),
+        "cmyk.tif": saved(image.convert("CMYK"), "TIFF", compression="tiff_lzw"),
+        "lab.tif": saved(image.convert("LAB"), "TIFF"),
+        "white100.pgm": b"P5\n# a comment\n6 4\n100\n" + bytes(range(0, 96, 4)),
+        "rle.bmp": run_length_bmp(),
+        "alpha16.png": deep_png(np.concatenate([wide, wide[..., :1]], 2)),
+        "rgb16.jp2": deep_jpeg2000(wide),
     }
     for compression in (None, "lzw", "zlib", "packbits"):
         for name, values, options in (
@@ -61,6 +72,27 @@ def picture_seeds():
             tifffile.imwrite(buffer, values, compression=compression, **options)
             seeds[f"{name}.{compression}.tif"] = buffer.getvalue()
     return seeds
+
+
+def deep_png(values):
+    import imagecodecs
+
+    return bytes(imagecodecs.png_encode(values))
+
+
+def deep_jpeg2000(values):
+    import imagecodecs
+
+    return bytes(imagecodecs.jpeg2k_encode(values, level=0))
+
+
+def run_length_bmp():
+    """8 x 4 pixels by run lengths, with an escape of literal pixels and a jump."""
+    palette = b"".join(bytes([value, 255 - value, value, 0]) for value in range(256))
+    rows = b"\x08\x11\0\0" + b"\0\x04\1\2\3\4\x04\x22\0\0" + b"\0\2\2\0\6\x33\0\0" + b"\x08\x44\0\1"
+    place = 14 + 40 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", place + len(rows), 0, 0, place)
+    return head + struct.pack("<IiiHHIIiiII", 40, 8, 4, 1, 8, 1, len(rows), 0, 0, 256, 0) + palette + rows
 
 
 def saved(image, kind, **options):
@@ -93,10 +125,7 @@ def mutated(seed: bytes, choice: random.Random) -> bytes:
         elif kind == 6:
             data[place:place] = data[place : place + 4] * choice.choice((3, 30, 300))
         elif kind == 7:
-            order, number = (
-                choice.choice("<>"),
-                choice.choice(NUMBERS),
-            )
+            order, number = choice.choice("<>"), choice.choice(NUMBERS)
             data[place : place + 4] = struct.pack(order + "I", number)
         else:
             other = choice.randrange(len(data))

@@ -1,6 +1,7 @@
 """One file per tiny model: fp16 tensors, and in the safetensors header what is needed to build it and how it was made.
 
-The header maps `config` to the architecture's keyword arguments and `training` to a summary of the run, both JSON.
+The header maps `config` to the architecture's keyword arguments, `training` to a summary of the run, and `crc32` to the
+checksums of the tensors and of `config`, all JSON.
 """
 
 from __future__ import annotations
@@ -12,30 +13,43 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from s2clip.backbones.soundness import check_checksums, checksums
+from s2clip.backbones.weights import fill
+from s2clip.errors import WeightsError
+from s2clip.files import whole_file, writable_folder
 
 
 def write_model(path: Path, model: nn.Module, config: dict[str, Any], training: dict[str, Any]) -> None:
     """Write `model`'s tensors in fp16 with `config` and `training` in the header; whole or not at all."""
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"config": json.dumps(config), "training": json.dumps(training)})
-    partial.chmod(0o644)  # the writer leaves 0600
-    partial.replace(path)
+    header = {"config": json.dumps(config), "training": json.dumps(training)}
+    header["crc32"] = checksums(tensors, header["config"])
+    content = save(tensors, header)
+    writable_folder(path.parent)
+    with whole_file(path) as handle:
+        handle.write(content)
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """`{"config": ..., "training": ...}` of a file written by `write_model`."""
+    """`{"config": ..., "training": ...}` of a file written by `write_model`. Raises `WeightsError`."""
     with safe_open(path, "pt") as file:
-        return {key: json.loads(text) for key, text in file.metadata().items()}
+        header = file.metadata() or {}
+    if "config" not in header:
+        raise WeightsError(f"{path}: no file of an embedded model: its header has no config")
+    return {key: json.loads(text) for key, text in header.items() if key != "crc32"}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by name, in fp32."""
+def read_tensors(path: Path, name: str = "tiny") -> dict[str, Tensor]:
+    """The file's tensors by name, in fp32. `WeightsError` naming those that are damaged."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        header = file.metadata() or {}
+    if "crc32" in header:
+        check_checksums(name, path, tensors, header.get("config", ""), header["crc32"])
+    return {key: tensor.float() for key, tensor in tensors.items()}
 
 
 def load_model(path: Path | None, name: str, build: Any, *, random: bool) -> nn.Module:
@@ -52,5 +66,5 @@ def load_model(path: Path | None, name: str, build: Any, *, random: bool) -> nn.
             torch.manual_seed(0)
             model = build(config)
         if not random:
-            model.load_state_dict(read_tensors(path))
+            fill(model, read_tensors(path, name), name, path)
     return model.eval().requires_grad_(False)

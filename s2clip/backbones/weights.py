@@ -20,12 +20,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from s2clip.backbones.checkpoints import CHECKPOINTS, find, first_line
 from s2clip.backbones.model_table import say_licence
+from s2clip.backbones.soundness import check_archive, check_finite
 from s2clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,9 @@ def load_tiny(name: str, part: str, weights: str | Path, loader: Callable) -> tu
 def _call_tiny(name: str, path: Path, call: Callable[[], object]) -> object:
     try:
         return call()
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # a header that is damaged builds anything
         raise WeightsError(f"{name}: cannot load {path}: {first_line(error)}") from error
 
 
@@ -153,6 +155,8 @@ def read_tensors(name: str, path: Path, fingerprint: Fingerprint) -> dict[str, T
             return load_file(path)
         if _is_torchscript(path):
             return _read_torchscript(name, path, fingerprint)
+        if zipfile.is_zipfile(path):
+            check_archive(name, path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise some twenty kinds over damaged files
         if isinstance(error, WeightsError):
@@ -184,6 +188,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], name: str, path: Path) ->
         lines = [f"{name}: {path} holds another model's weights"]
         lines += [f"  {title}: {_some(entries)}" for title, entries in differences if entries]
         raise WeightsError("\n".join(lines))
+    check_finite(name, path, tensors)
     model.load_state_dict(tensors)
 
 

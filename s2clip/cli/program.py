@@ -3,6 +3,9 @@
 Exit codes: 0 ok; 1 some inputs failed; 2 usage; 3 environment (weights, device, output folder, an extra).
 """
 
+import errno
+import os
+import sys
 from typing import Any
 
 import click
@@ -36,6 +39,25 @@ class Program(click.Group):
             raise EnvironmentFailure(str(error)) from error
         except DatasetError as error:
             raise InputFailure(str(error)) from error
+        except MemoryError as error:
+            raise EnvironmentFailure(
+                f"out of memory: {' '.join(str(error).split()) or 'this machine has no more'}"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click's: who read the output has gone
+                raise
+            where = f"{error.filename}: " if error.filename else "" if _stdout_works() else "standard output: "
+            raise EnvironmentFailure(f"{where}{error.strerror or error}") from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _stdout_works() -> bool:
+    """Whether what was printed could be written; if not, the rest goes nowhere, so that Python's end is quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

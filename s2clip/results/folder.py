@@ -22,7 +22,7 @@ from s2clip.results.result import Result, write_classes, write_run
 from s2clip.temporaries import Room, remove_leftovers
 
 ROOM = 1 << 16
-"""Bytes kept for run.json beside twice what the manifest has; few disks are so small, and a run of 100 needs as much."""
+"""Bytes kept for run.json, beside twice what the manifest has; that of 100 pictures takes as much."""
 
 
 class OutputFolder:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Spool:
-    """Pieces of text kept on the disk of the output until the file around them is written: a long run needs no memory."""
+    """Pieces of text on the output's disk until the file around them is written, so that a long run needs no memory."""
 
     def __init__(self, folder: Path, separator: bytes) -> None:
         with writing(folder):
