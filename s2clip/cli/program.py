@@ -46,18 +46,17 @@ class Program(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # click's: who read the output has gone
                 raise
-            where = f"{error.filename}: " if error.filename else "" if _stdout_works() else "standard output: "
+            _let_stdout_go()
+            where = f"{error.filename}: " if error.filename else "what is printed cannot be written: "
             raise EnvironmentFailure(f"{where}{error.strerror or error}") from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
 
 
-def _stdout_works() -> bool:
-    """Whether what was printed could be written; if not, the rest goes nowhere, so that Python's end is quiet."""
+def _let_stdout_go() -> None:
+    """Send what was printed and could not be written nowhere, so that Python's end does not try it again."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True

@@ -141,8 +141,11 @@ def _picture(task: str, image: Image.Image, structure: Structure, data: bytes, m
     check_size(*image.size, max_pixels)
     deep = task == PIXELS and _deep(structure, data)
     if not deep:
+        size = image.size
         image.load()
         check_size(*image.size, max_pixels)
+        if image.size != size:
+            raise Unusable("damaged header: two sizes")
         values = label_ids(image, structure, data) if task == LABELS else rgb(image, structure)
     else:
         values = deep(data, image.mode)
@@ -250,10 +253,15 @@ def _tiff(task: str, handle: BinaryIO, whole: int, max_pixels: int, plain_only: 
     if plain_only and not found.plain:
         return None
     if found.simple:
-        return turned(tiff.read(handle, found, labels=task == LABELS), found.orientation)
+        values = tiff.read(handle, found, labels=task == LABELS)
+        if values.shape != (found.height, found.width, *((3,) if task == PIXELS else ())):
+            raise Unusable("damaged header: its pixels are no picture of its size")
+        return turned(values, found.orientation)
     handle.seek(0)
     with _headed("TIFF", handle.read(MAX_BYTES)) as image:
         image.load()  # turns it, too
+        if image.size != (width, height):
+            raise Unusable("damaged header: two sizes")
         if image.mode == "CMYK":
             return cmyk_to_rgb(np.asarray(image))
         return label_ids(image, Structure("TIFF", False), b"") if task == LABELS else rgb(image)

@@ -173,9 +173,11 @@ def _colours(page: Any, samples: np.ndarray) -> np.ndarray:
     white = (1 << bits) - 1
     samples = samples.astype(np.uint8) if samples.dtype == bool else samples
     if kind == PALETTE:
-        if count != 1 or page.colormap is None or page.colormap.shape[1] <= int(samples.max()):
+        table = page.colormap
+        sound = count == 1 and table is not None and table.ndim == 2 and len(table) == 3
+        if not sound or table.shape[1] <= int(samples.max()):
             raise Unusable("damaged header: no palette for its pixels")
-        table = page.colormap.T
+        table = table.T
         return (table if table.max() < 256 else table // 256).astype(np.uint8)[samples[..., 0]]
     bands = {RGB: 3, CMYK: 4}.get(kind, 1)
     extra = [int(value) for value in page.extrasamples]
