@@ -152,6 +152,45 @@ def test_a_log_cut_at_any_byte_loses_its_last_line_only(tmp_path):
         assert records.read(tmp_path) == [*lines[:kept], lines[2]]
 
 
+def test_a_flipped_bit_in_the_log_is_found(tmp_path, caplog):
+    """A bit of every byte of two lines, one after the other: what is taken is what was written."""
+    path = records.shard_path(tmp_path, (0, 1))
+    for index in range(2):
+        picture = {"index": index, "name": f"p{index}", "counts": [[0, 1, 5]]}
+        records.append(path, {"pictures": [picture], "seconds": 1.5, "stages_ms": {}, "peak_mib": {}})
+    whole, written = path.read_bytes(), records.read(tmp_path)
+    assert len(written) == 2
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.unlink()  # some disks wait where a file is cut to nothing first
+        path.write_bytes(damaged)
+        caplog.clear()
+        found = records.read(tmp_path)
+        assert len(found) < 2
+        assert [one for one in written if one in found] == found
+        assert "damaged or half-written; their pictures count as not done" in caplog.text
+
+
+def test_a_damaged_line_is_done_again(dataset, segmenter, expected, tmp_path):
+    evaluate_dataset(segmenter, dataset, tmp_path, batch_size=2)
+    (path,) = (tmp_path / "records").iterdir()
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b'"counts":[[') + 15] ^= 1
+    path.write_bytes(damaged)
+    evaluate_dataset(segmenter, dataset, tmp_path, batch_size=2, resume=True)
+    assert contents(tmp_path) == expected
+
+
+def test_a_log_without_checksums_is_taken_and_told(tmp_path, caplog):
+    path = records.shard_path(tmp_path, (0, 1))
+    path.parent.mkdir()
+    batch = {"pictures": [{"index": 0, "name": "a", "counts": []}], "seconds": 1, "stages_ms": {}, "peak_mib": {}}
+    path.write_text(json.dumps(batch) + "\n")
+    assert records.read(tmp_path) == [batch]
+    assert "1 lines of an earlier version, without a checksum" in caplog.text
+
+
 def test_shards_add_up_to_the_single_run(dataset, segmenter, expected, tmp_path):
     reports = [evaluate_dataset(segmenter, dataset, tmp_path, shard=(i, 3), batch_size=2) for i in (2, 0, 1)]
     assert [report.complete for report in reports] == [False, False, True]

@@ -2,22 +2,25 @@
 
 import hashlib
 import http.server
+import math
 import socket
 import threading
 import time
 import warnings
+from importlib import resources
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from s2clip.backbones import checkpoints, clip, sam, tiny_dino, vfm, weights
 from s2clip.backbones.checkpoints import CHECKPOINTS, Checkpoint
-from s2clip.backbones.tiny_file import write_model
+from s2clip.backbones.tiny_file import read_tensors, write_model
 from s2clip.errors import S2ClipError, WeightsError
 
 NAME = "dino-s16"  # whose table entry these tests use, with a small model behind it
@@ -238,6 +241,54 @@ def test_a_truncated_file_is_refused(suffix, keep, tmp_path):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match=rf"dino-s16: cannot read .*cut{suffix}: truncated, or no .* weights"):
         load_small(weights=path)
+
+
+def test_a_flipped_byte_of_a_pytorch_file_names_the_tensor(tmp_path):
+    """torch itself does not look at the checksums that its files have."""
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": known_tensors()}, path)
+    content = path.read_bytes()
+    place = content.index(known_tensors()["0.weight"].numpy().tobytes())
+    path.write_bytes(content[: place + 5] + bytes([content[place + 5] ^ 4]) + content[place + 6 :])
+    with pytest.raises(WeightsError, match=r"a\.pth is damaged: the checksum is wrong of state_dict\.0\.weight; "):
+        load_small(weights=path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(known_tensors(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_holds(load_small(weights=path)[0], known_tensors())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    tensors = known_tensors()
+    tensors["1.bias"][1] = value
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"a\.safetensors is damaged: not finite: 1\.bias; "):
+        load_small(weights=tmp_path / "a.safetensors")
+
+
+def test_damage_in_an_embedded_model_names_the_tensor(tmp_path):
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    path = tmp_path / "dino.safetensors"
+    write_model(path, tiny_dino.build_dino(sizes), sizes, {})
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises(WeightsError, match=r"dino\.safetensors is damaged: the checksum is wrong of \w+.*; "):
+        vfm.load_vfm("tiny-dino", weights=path, device="cpu")
+    path.write_bytes(content.replace(b'num_heads\\": 2', b'num_heads\\": 4'))
+    with pytest.raises(WeightsError, match="the checksum is wrong of config"):
+        vfm.load_vfm("tiny-dino", weights=path, device="cpu")
+
+
+def test_the_embedded_files_carry_checksums():
+    for name in ("clip", "dino", "sam"):
+        with resources.as_file(resources.files("s2clip.data") / "tiny" / f"{name}.safetensors") as path:
+            with safe_open(path, "pt") as file:
+                assert "crc32" in file.metadata()
+                count = len(list(file.keys()))
+            assert len(read_tensors(path)) == count
 
 
 def test_a_file_that_runs_code_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2clip.errors import DatasetError
+from s2clip.evaluation import doubts
 from s2clip.evaluation.metrics import IGNORE
 from s2clip.evaluation.pictures import Item, Reading, one_line
 from s2clip.evaluation.protocol import machine
@@ -65,6 +66,7 @@ class SavedAnswers:
 
     def __init__(self, folder: Path, dataset: Any) -> None:
         self.folder, self.classes = Path(folder), len(dataset.classes)
+        self._doubts = doubts.of_predictions(getattr(dataset, "facts", None), self.classes)
         if not self.folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; --predictions names the folder of the saved label maps")
         names = [dataset[index].name for index in range(len(dataset))]
@@ -99,5 +101,10 @@ class SavedAnswers:
         given = ids[item.target.numpy() != IGNORE]
         if given.size and not 0 <= given.min() <= given.max() < self.classes:
             expected = f"class ids 0 to {self.classes - 1} wherever the annotation counts"
-            return Answer(error=f"{path}: expected {expected}, received {given.min()} to {given.max()}")
+            shifted = given.max() == self.classes and given.min() >= 0
+            hint = (
+                "; shifted by one, as where 0 stands for no class? Save ids from 0, and 255 for none" if shifted else ""
+            )
+            return Answer(error=f"{path}: expected {expected}, received {given.min()} to {given.max()}{hint}")
+        self._doubts.look(path, ids)
         return Answer(torch.from_numpy(ids.astype(np.int64)))

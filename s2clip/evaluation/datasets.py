@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from s2clip.errors import DatasetError
+from s2clip.evaluation import doubts
 from s2clip.evaluation.benchmarks import DATASETS, IGNORE, Benchmark, benchmark, resolve_name
 from s2clip.evaluation.folders import Scan, find_root, problems, scan, wrong_count
 from s2clip.evaluation.label_tables import class_table, look_up
@@ -69,6 +70,10 @@ class Dataset(Sequence):
     def _table(self) -> np.ndarray:
         return class_table(self.facts)
 
+    @functools.cached_property
+    def _doubts(self) -> doubts.Doubts:
+        return doubts.of_annotations(self.facts)
+
     def annotation(self, index: int) -> "Tensor":
         """Class ids int64 [H,W] of picture `index`, 255 where it does not count. The file is read once.
 
@@ -90,6 +95,12 @@ class Dataset(Sequence):
                 f"{values.shape[1]}x{values.shape[0]}; the two are of different releases: unpack both again"
             )
         low, high = self.facts.values
+        self._doubts.look(sample.annotation_path, values)
+        if self.facts.name in doubts.NEVER_255 and (values == IGNORE).any():
+            odd = (
+                f"holds {IGNORE}, where {self.facts.title} marks no class by 0: its labels look shifted by one already"
+            )
+            self._doubts.say(sample.annotation_path, odd)
         try:
             return look_up(values, self._table)
         except ValueError as error:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from s2clip.evaluation.doubts import shift_doubt
 from s2clip.evaluation.metrics import (
     class_accuracy,
     intersection_over_union,
@@ -20,6 +22,8 @@ from s2clip.evaluation.metrics import (
 from s2clip.evaluation.records import Tally
 from s2clip.files import whole_file, write_json
 from s2clip.refinement.settings import refinement_name
+
+logger = logging.getLogger(__name__)
 
 MODELS = "models"
 PARTS = ("wait", MODELS, "metric", "write")
@@ -87,6 +91,7 @@ class Report:
                     strict=True,
                 )
             ],
+            "doubts": [odd] if (odd := shift_doubt(matrix)) else [],
             "confusion_matrix_sha256": _digest(matrix),
             "timings": self._timings(),
             "peak_memory_mib": {name: round(value, 1) for name, value in self.tally.peak_mib.items()},
@@ -108,6 +113,8 @@ class Report:
 
     def write(self) -> None:
         """The three files, each whole or not at all, and the confusion matrix as CSV."""
+        for odd in self.document["doubts"]:
+            logger.warning("%s: %s", self.folder, odd)
         write_json(self.folder / "result.json", self.document)
         for name, text in (
             ("result.md", self.markdown()),
@@ -139,6 +146,7 @@ class Report:
             "|---|---:|---:|",
             *(f"| {row['name']} | {figure(row['iou'])} | {figure(row['accuracy'])} |" for row in found["per_class"]),
         ]
+        lines += [f"\n{odd[0].upper()}{odd[1:]}." for odd in found["doubts"]]
         if found["failed"]:
             lines += ["", "Failed:", "", *(f"* {one['name']}: {one['error']}" for one in found["failed"])]
         return "\n".join(lines) + "\n"

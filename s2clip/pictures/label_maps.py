@@ -1,6 +1,7 @@
 """Label maps and the sizes of pictures from files: the numbers that stand in them, by the reader of all pictures."""
 
 import os
+import struct
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from s2clip.pictures.decoding import LABELS, MAX_LABEL_PIXELS, MAX_PIXELS, PIXEL
 from s2clip.pictures.structure import Unusable
 
 MISSING = "no such file"
+PNG = b"\x89PNG\r\n\x1a\n"
+CHUNKS = 100
+"""How far a palette is looked for; it stands before the pixels."""
 
 
 def read_label_map(
@@ -35,6 +39,24 @@ def read_label_map(
             "colour pictures of labels have to be turned into labels first"
         )
     raise DatasetError(f"{path}: cannot be read as a label map ({reason}); {fix}")
+
+
+def read_palette(path: str | os.PathLike) -> np.ndarray | None:
+    """uint8 [n,3], RGB of the numbers of a palette PNG; None of other files, and of such as cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(26)
+            if head[:8] != PNG or head[25:] != b"\3":
+                return None
+            handle.seek(33)
+            for _ in range(CHUNKS):
+                length, kind = struct.unpack(">I4s", handle.read(8))
+                if kind == b"PLTE":
+                    return np.frombuffer(handle.read(min(length, 768) // 3 * 3), np.uint8).reshape(-1, 3)
+                handle.seek(length + 4, os.SEEK_CUR)
+    except (OSError, struct.error):
+        pass
+    return None
 
 
 def picture_size(path: str | os.PathLike, *, decode: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

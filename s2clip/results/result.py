@@ -32,7 +32,7 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
-from s2clip.files import Together, writable_folder, write_json
+from s2clip.files import Together, writable_folder, write_json, writing
 from s2clip.results.colours import class_colours, png_palette
 from s2clip.results.formats import DATASETS, open_datasets
 from s2clip.results.formats.labelme import labelme_bytes
@@ -212,7 +212,9 @@ class Result:
         if "overlay" in formats and self.image is None:
             raise ValueError("formats: 'overlay' needs the picture, and this result was made without image")
         for path in paths.values():
-            if self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source):
+            with writing(path):
+                own = self.source and path.exists() and Path(self.source).exists() and path.samefile(self.source)
+            if own:
                 raise ValueError(f"folder: {path} is the picture itself; choose another folder or stem")
         return paths
 
