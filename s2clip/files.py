@@ -4,8 +4,10 @@ Whatever a disk refuses is an `OutputError` of one line with the file's name and
 """
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any, BinaryIO
 
 from s2clip import temporaries
 from s2clip.errors import OutputError, S2ClipError, shown
+
+LEAST_FREE = 1 << 16
+"""Bytes; a disk with fewer is full."""
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
@@ -34,6 +39,22 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         wrong = OutputError(f"{shown(path)}: cannot write there: {reason}")
         wrong.errno = error.errno
         raise wrong from None
+
+
+@contextmanager
+def written_by_others(path: Path) -> Iterator[None]:
+    """Around a library that writes by itself and tells of a full disk in words of its own, or in none."""
+    try:
+        yield
+    except S2ClipError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(path.parent).free
+        if free > LEAST_FREE and not (isinstance(error, OSError) and error.errno):
+            raise
+        number = error.errno if free > LEAST_FREE else errno.ENOSPC
+        with writing(path):
+            raise OSError(number, os.strerror(number)) from None
 
 
 @contextmanager

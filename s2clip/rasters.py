@@ -7,6 +7,7 @@ with Raster("scene.tif") as raster:
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -100,7 +101,9 @@ def segment_raster(
     if "gpkg" in paths or "geojson" in paths:
         first_words = [name.split(";")[0].strip() for name in segmenter.classes]
         found = regions(_reading(tiles, layout), tiles.void, CERTAIN)
-        write_layers(found, ground, first_words, gpkg=paths.get("gpkg"), geojson=paths.get("geojson"))
+        write_layers(
+            found, ground, first_words, gpkg=paths.get("gpkg"), geojson=paths.get("geojson"), work=tiles.folder
+        )
     if "overlay" in paths:
         _write_overlay(raster, whole, segmenter.classes, paths["overlay"], names)
     counts = _counts(tiles, [path for path, _ in cores])
@@ -193,5 +196,7 @@ def _write_overlay(raster: Raster, whole: Path, classes: Sequence[str], path: Pa
         labels = file.read(1, out_shape=picture.shape[:2])
     pixels = torch.from_numpy(picture.transpose(2, 0, 1).copy())
     shown = overlay(pixels, torch.from_numpy(labels.astype(np.int64)), classes, names=names)
+    encoded = BytesIO()
+    shown.save(encoded, "PNG")
     with whole_file(path) as handle:
-        shown.save(handle, "PNG")
+        handle.write(encoded.getvalue())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s2clip.files import whole_file
+from s2clip.files import whole_file, writing, written_by_others
 from s2clip.results.geo.polygons import Region
 from s2clip.results.geo.tiles import Ground
 
@@ -22,15 +22,22 @@ EQUAL_AREA = "EPSG:6933"
 
 
 def write_layers(
-    regions: Iterable[Region], ground: Ground, names: Sequence[str], *, gpkg: Path | None, geojson: Path | None
+    regions: Iterable[Region],
+    ground: Ground,
+    names: Sequence[str],
+    *,
+    gpkg: Path | None,
+    geojson: Path | None,
+    work: Path | None = None,
 ) -> int:
     """Write the polygons, each with class_id, class, score (mean confidence) and its area; returns their number.
 
     The area is `area_m2`, square metres, of the plane of a projected reference system or of the ellipsoid under one in
     degrees; `area_px`, pixels, where the raster lies nowhere. GeoJSON is in WGS 84, as RFC 7946 asks, where it can be.
+    work: a folder on the same disk for what is not finished; None: the files' own.
     """
     count = 0
-    temporary = gpkg.parent / f".{secrets.token_hex(8)}.gpkg" if gpkg is not None else None
+    temporary = (work or gpkg.parent) / f".{secrets.token_hex(8)}.gpkg" if gpkg is not None else None
     try:
         with ExitStack() as stack:
             text = stack.enter_context(whole_file(geojson)) if geojson is not None else None
@@ -40,7 +47,8 @@ def write_layers(
             for shapes, rows in batches:
                 fields = _fields(rows, names, ground)
                 if temporary is not None:
-                    _append(temporary, shapes, fields, ground, new=not count)
+                    with written_by_others(gpkg):
+                        _append(temporary, shapes, fields, ground, new=not count)
                 if text is not None:
                     lines = _features(shapes, fields, ground)
                     text.write((",\n" if count else "\n").encode() + ",\n".join(lines).encode())
@@ -50,7 +58,8 @@ def write_layers(
             if text is not None:
                 text.write(b"\n]}\n")
         if temporary is not None:
-            os.replace(temporary, gpkg)
+            with writing(gpkg):
+                os.replace(temporary, gpkg)
     finally:
         if temporary is not None:
             for end in ("", "-journal", "-wal", "-shm"):

@@ -18,8 +18,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from s2clip.errors import OutputError
-from s2clip.files import whole_file, write_json
+from s2clip.files import whole_file, writable_folder, write_json, writing, written_by_others
 from s2clip.results.colours import class_colours
 from s2clip.values import ignored_id
 
@@ -75,13 +74,9 @@ class Tiles:
             same = resume and json.loads((self.folder / PLAN).read_bytes()) == self._plan
         except (OSError, ValueError):
             same = False
-        try:
-            if not same:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / PLAN, self._plan)
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot write there: {error.strerror or error}") from None
+        if not same:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        write_json(writable_folder(self.folder) / PLAN, self._plan)
 
     def path(self, row: int, column: int) -> Path:
         return self.folder / f"{row}_{column}.tif"
@@ -113,13 +108,15 @@ class Tiles:
         from rasterio.shutil import copy
 
         virtual = self.folder / f"band-{band}.vrt"
-        virtual.write_text(self._virtual(cores, band), encoding="utf-8")
-        temporary = path.parent / f".{secrets.token_hex(8)}.tif"
+        with writing(virtual):
+            virtual.write_text(self._virtual(cores, band), encoding="utf-8")
+        temporary = self.folder / f"{secrets.token_hex(8)}.tif"  # goes with the folder where the run is killed
         options = {"COMPRESS": "DEFLATE", "OVERVIEW_RESAMPLING": "MODE" if band == 1 else "AVERAGE", "BLOCKSIZE": 512}
         try:
-            with rasterio.Env(GDAL_CACHEMAX=CACHE), _unplaced():
+            with written_by_others(path), rasterio.Env(GDAL_CACHEMAX=CACHE), _unplaced():
                 copy(virtual, temporary, driver="COG", BIGTIFF="IF_SAFER", **options)
-            os.replace(temporary, path)
+            with writing(path):
+                os.replace(temporary, path)
             if band == 1:
                 with whole_file(path.with_name(f"{path.name}.aux.xml")) as handle:
                     handle.write(self._names().encode())
