@@ -92,6 +92,8 @@ class Predictor:
         self.refiner = refiner
         self._extension = resolve_extension(self.method)
         cap = None
+        if max_memory is not None and self.method.purification is not None:
+            reject("max_memory", "None with purification, whose windows are looked at together", max_memory)
         if max_memory is not None:
             load = memory.load_of(self._models, self.method, refines=refiner is not None)
             cap = memory.Cap(memory.parse_size(max_memory), load).check()
@@ -242,6 +244,8 @@ class Predictor:
         own_rules = (
             method.area_threshold is not None
             or method.pamr_iterations
+            or method.propagation is not None
+            or method.purification is not None
             or type(self._extension).decide is not Extension.decide
         )
         if self._graphs is None or self.refiner is not None or not encoded.spliced or own_rules:

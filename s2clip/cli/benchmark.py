@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from s2clip.evaluation.report import Report
 
 OUTPUT = Path("out/evaluate")
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """One column: a method by name, the stage it takes, what refines its map."""
+
+    method: str
+    stage: str = "none"
+    refine: str = "none"
+
+    @property
+    def fields(self) -> "Mapping[str, Any]":
+        """The stage's, of `Method`."""
+        from s2clip.methods.stages import STAGES
+
+        return STAGES[self.stage]
 
 
 @dataclass(frozen=True)
@@ -81,51 +97,53 @@ def _told_on_interrupt(done: Callable[[], int]) -> Iterator[None]:
 
 
 def evaluate_methods(
-    run: Run, pairs: list[tuple[str, str]], ablate: bool, model_settings: dict[str, Any]
+    run: Run, columns: list[MethodRun], ablate: bool, model_settings: dict[str, Any]
 ) -> "Iterator[Report]":
-    """Each (method, refine) with its preset, one after the other, in <output>/<data set>/<model>/<method>+<refine>."""
+    """Each with its preset, one after the other, in <output>/<data set>/<model>/<method>+<stage>+<refine>."""
     from s2clip.evaluation.presets import preset
     from s2clip.evaluation.ranks import local_device, process_group
 
     dataset, model = run.open(), model_settings["model"]
     given = {name: value for name, value in model_settings.items() if value is not None}
     with usage_errors():
-        presets = [(preset(method, dataset.name, model), refine) for method, refine in pairs]
+        presets = [(preset(one.method, dataset.name, model), one) for one in columns]
     with process_group():
-        for chosen, refine in presets:
+        for chosen, one in presets:
             with usage_errors():
-                settings = {**chosen.options(model, refine), "device": local_device(), **given}
+                settings = {**chosen.options(model, one.refine), "device": local_device(), **given, **one.fields}
                 segmenter = chosen.set_classes(load_segmenter(settings))
-            for variant, name in _variants(segmenter, ablate and refine == "sam"):
+            for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source=chosen.source)
 
 
 def evaluate_own(
-    run: Run, pairs: list[tuple[str, str]], ablate: bool, model_settings: dict[str, Any], **rules: Any
+    run: Run, columns: list[MethodRun], ablate: bool, model_settings: dict[str, Any], **rules: Any
 ) -> "Iterator[Report]":
-    """Each (method, refine) by its defaults, on the user's data, in <output>/<data>/<model>/<method>+<refine>."""
+    """Each by its defaults, on the user's data, in <output>/<data>/<model>/<method>+<stage>+<refine>."""
     from s2clip.evaluation.ranks import local_device, process_group
 
     dataset, model = run.open(), model_settings["model"]
     given = {name: value for name, value in model_settings.items() if value is not None}
     with process_group():
-        for method, refine in pairs:
-            settings = {"method": method, "refine": refine, "device": local_device(), **rules, **given}
+        for one in columns:
+            settings = {"method": one.method, "refine": one.refine, "device": local_device()}
+            settings |= {**one.fields, **rules, **given}
             segmenter = load_segmenter(settings)
             with usage_errors():
                 segmenter.set_classes(list(dataset.classes), background=dataset.background)
-            for variant, name in _variants(segmenter, ablate and refine == "sam"):
+            for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source="defaults, on data of one's own")
 
 
 def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
     """(segmenter, folder name) of the segmenter and, to ablate, of it without each part of its refinement."""
     from s2clip.evaluation.scenes import ablations
+    from s2clip.methods.stages import stage_name
     from s2clip.refinement.settings import refinement_name
 
     for one in [segmenter, *(ablations(segmenter) if ablate else [])]:
         refine = refinement_name(one.settings).replace("w/o", "without").replace(" ", "-")
-        yield one, one.method.name + ("" if refine == "none" else f"+{refine}")
+        yield one, "+".join([one.method.name, *(part for part in (stage_name(one.method), refine) if part != "none")])
 
 
 def evaluate_predictions(run: Run, folder: Path) -> "Iterator[Report]":

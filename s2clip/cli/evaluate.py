@@ -15,6 +15,7 @@ from s2clip.cli.segment import class_names
 from s2clip.evaluation.ranks import parse_shard
 
 if TYPE_CHECKING:
+    from s2clip.cli.benchmark import MethodRun
     from s2clip.evaluation.own import OwnData
 
 SCENES = "scenes"
@@ -33,6 +34,9 @@ SCENES_LIMIT = 200
 @click.option("--background", metavar="CLASS", help="Of --classes: what pixels under --threshold are given.")
 @click.option("--threshold", type=float, help="Of the best score of a pixel; with --background.")
 @names_option("--method", "methods", help="One or several; default: s2clip.")
+@names_option(
+    "--stage", "stages", default=("none",), show_default=True, help="One or several: none, pearl, rotation, freecp."
+)
 @names_option("--refine", "refinements", default=("none",), show_default=True, help="One or several.")
 @click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts.")
 @click.option("--limit", type=int, help=f"The first pictures only; default: all, of the scenes {SCENES_LIMIT}.")
@@ -55,6 +59,7 @@ def evaluate(
     background: str | None,
     threshold: float | None,
     methods: tuple[str, ...],
+    stages: tuple[str, ...],
     refinements: tuple[str, ...],
     ablate: bool,
     seed: int | None,
@@ -80,13 +85,12 @@ def evaluate(
         raise ValueFailure("--ablate needs --refine sam")
     if predictions is not None and methods:
         raise ValueFailure("--predictions scores what is saved: give it without --method")
-    refinements = tuple(dict.fromkeys(refinements))
-    pairs = [(method, refine) for method in dict.fromkeys(methods or ["s2clip"]) for refine in refinements]
+    runs = _runs(methods or ("s2clip",), stages, refinements)
     if dataset == SCENES:
         for name, value in {**run, "predictions": predictions, "limit": None}.items():
             if value:
                 raise ValueFailure(f"--{name.replace('_', '-')}: not of {SCENES}, which are painted as they are scored")
-        _scenes(pairs, ablate, run["limit"], seed or 0, model_settings, as_json, show_progress)
+        _scenes(runs, ablate, run["limit"], seed or 0, model_settings, as_json, show_progress)
         return
     if seed is not None:
         raise ValueFailure(f"--seed: of {SCENES} only")
@@ -101,9 +105,9 @@ def evaluate(
     if predictions is not None:
         reports = evaluate_predictions(chosen, predictions)
     elif own is not None:
-        reports = evaluate_own(chosen, pairs, ablate, model_settings, **rules)
+        reports = evaluate_own(chosen, runs, ablate, model_settings, **rules)
     else:
-        reports = evaluate_methods(chosen, pairs, ablate, model_settings)
+        reports = evaluate_methods(chosen, runs, ablate, model_settings)
     announce(reports, as_json)
 
 
@@ -135,8 +139,24 @@ def _own(
     return own, ({} if threshold is None else {"threshold": threshold})
 
 
+def _runs(methods: tuple[str, ...], stages: tuple[str, ...], refinements: tuple[str, ...]) -> "list[MethodRun]":
+    """Every method with every stage and every refinement; exit code 2 for a stage that is unknown or does not fit."""
+    from s2clip.cli.benchmark import MethodRun
+    from s2clip.methods.stages import STAGES
+    from s2clip.names import match_name
+    from s2clip.published.catalogue import get_method
+
+    runs = []
+    with usage_errors():
+        for method in dict.fromkeys(methods):
+            for stage in dict.fromkeys(match_name("stage", name, STAGES) for name in stages):
+                get_method(method, **STAGES[stage])
+                runs += [MethodRun(method, stage, refine) for refine in dict.fromkeys(refinements)]
+    return runs
+
+
 def _scenes(
-    pairs: list[tuple[str, str]],
+    runs: "list[MethodRun]",
     ablate: bool,
     limit: int | None,
     seed: int,
@@ -150,9 +170,9 @@ def _scenes(
     limit = SCENES_LIMIT if limit is None else limit
     with usage_errors():
         seeds = scene_seeds(seed, limit)
-    segmenters = [load_segmenter(model_settings, method=method, refine=refine) for method, refine in pairs]
+    segmenters = [load_segmenter(model_settings, method=one.method, refine=one.refine, **one.fields) for one in runs]
     if ablate:
-        refined = [one for one, (_, refine) in zip(segmenters, pairs, strict=True) if refine == "sam"]
+        refined = [one for one, chosen in zip(segmenters, runs, strict=True) if chosen.refine == "sam"]
         segmenters += [variant for one in refined for variant in ablations(one)]
     rows = run(segmenters, seeds, progress=lambda items: progress(items, show_progress))
     if as_json:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
-from s2clip.decision import pamr
+from s2clip.decision import pamr, propagation, purification
 from s2clip.decision.by_words import WordScores
 from s2clip.decision.decided import Decision
 from s2clip.decision.scores import DenseScores, LogitScores, ScoreMaps, take
@@ -27,13 +27,32 @@ def decide_picture(
     method: Method,
     *,
     with_scores: bool,
+    clip=None,
+    canvas: Tensor | None = None,
 ) -> Decision:
-    """The shared decision about one picture: cosines with the text's unit rows [Q,C], PAMR, then `decide`."""
+    """The shared decision about one picture: cosines with the text's unit rows [Q,C], PAMR, stages, then `decide`.
+
+    clip: the `CLIPBackbone`, which the stages ask. canvas: the picture as windows were cut from it, for purification.
+    """
 
     def maps(words: Sequence[int]) -> Tensor:
         cosines = cosine_maps(encoded, text if len(words) == len(text) else take(text, words))
         return along_edges(cosines, encoded, method) if method.pamr_iterations else cosines
 
+    if method.purification is not None:
+        cosines = purification.window_cosines(encoded, text, method, clip.patch_size)
+        settings = (text, class_index, background, method, clip, canvas)
+        return purification.decide(encoded, cosines, *settings, with_scores=with_scores)
+    if method.propagation is not None:
+        step = min(encoded.words_at_once or len(text), len(text))
+        groups = [range(len(text))[start : start + step] for start in range(0, len(text), step)]
+        cells = [propagation.pooled(maps(group)[0], encoded.size, method.propagation.grid) for group in groups]
+        cosines = propagation.propagate(
+            torch.cat(cells), encoded, text, method.propagation, clip.std, rounded=method.round_pixels
+        )[None]
+        settings = (encoded.size, class_index, method, background)
+        labels, confidence = decide(cosines, *settings)
+        return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
     if encoded.words_at_once is not None and encoded.words_at_once < len(text):
         options = {"scale": method.logit_scale, "class_index": class_index, "device": text.device}
         scores = WordScores(lambda words: maps(words)[0], encoded.size, at_once=encoded.words_at_once, **options)

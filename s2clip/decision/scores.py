@@ -180,6 +180,18 @@ class LogitScores(ScoreMaps):
         return self._normaliser[size]
 
 
+def largest(scores: DenseScores, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels [H,W] int64, the first largest class, and its score [H,W]; some classes at a time."""
+    best = torch.full(size, -1.0, device=scores.device)
+    labels = torch.zeros(size, dtype=torch.int64, device=scores.device)
+    for group in scores.chunks(range(scores.classes), scores.largest(size)):
+        value, index = scores.planes(group, size).max(0)
+        better = (value > best) | value.isnan()
+        torch.where(better, value, best, out=best)
+        torch.where(better, index + group[0], labels, out=labels)
+    return labels, best
+
+
 def merge_words(probability: Tensor, rows: Sequence[int], planes: Tensor | None = None) -> Tensor:
     """planes[rows[q]] = max over q of probability[q], into `planes`, which are zero, if there are any."""
     if planes is None:

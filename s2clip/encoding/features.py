@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2clip import ops
+from s2clip.encoding.flow import attention_flow
+from s2clip.encoding.rotation import rotated_attention
 from s2clip.errors import reject
 from s2clip.stopwatch import Stopwatch
 
@@ -20,18 +22,24 @@ if TYPE_CHECKING:
     from s2clip.methods.method import Method
 
 
-def patch_features(images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None) -> Tensor:
+def patch_features(
+    images: Tensor, method: Method, clip, vfm=None, watch: Stopwatch | None = None, flow: list[Tensor] | None = None
+) -> Tensor:
     """Patch features before the vision head, by the method's fields alone; an extension may call it.
 
     images [B,3,H,W] RGB in [0,1], of which CLIP sees whole patches → F [B,D,h,w] in CLIP's width D. The grid h x w is
     the VFM's where one takes part, CLIP's (H/patch x W/patch) otherwise. `clip` is a `CLIPBackbone`, `vfm` a
-    `VisionFeatures`, needed where `method.uses_vfm`; `ValueError` where it is missing.
+    `VisionFeatures`, needed where `method.uses_vfm`; `ValueError` where it is missing. flow: is given what
+    `s2clip.encoding.flow` makes of CLIP's attention, [B,N,N].
     """
     if method.uses_vfm and vfm is None:
         reject("vfm", f"a vision foundation model for method {method.name}", None)
     watch = watch or Stopwatch(images.device)
     with watch("clip"):
         states, grid = clip.hidden_states(whole_patches(images, clip.patch_size))
+    if flow is not None:
+        with watch("purification"):
+            flow.append(attention_flow(clip, states))
     levels = maps = scores = weights = proxy = None
     if method.uses_levels:
         with watch("levels"):
@@ -83,7 +91,11 @@ def recombine(clip, tokens: Tensor, method: Method, grid: tuple[int, int]) -> Te
         bias = None
         if method.gaussian_sigma is not None:
             bias = gaussian_bias(grid, method.gaussian_sigma, cls_token=method.cls_token, device=tokens.device)
-        value = ops.recombined_attention(query, key, value, terms=method.terms, weights=method.weights, bias=bias)
+        if method.key_rotation is not None:
+            options = {"cls_token": method.cls_token, "bias": bias}
+            value = rotated_attention(query, key, value, method.key_rotation, **options)
+        else:
+            value = ops.recombined_attention(query, key, value, terms=method.terms, weights=method.weights, bias=bias)
     output = clip.project_attention(value)
     if method.residual:
         output = tokens + output

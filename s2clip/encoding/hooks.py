@@ -79,7 +79,9 @@ class WindowHooks(Needs):
 
     def window_features(self, batch: Windows, models: Models, method: Method, watch: Stopwatch) -> WindowFeatures:
         """Patch features of each window, before LN_post."""
-        return WindowFeatures(features.patch_features(batch.images, method, models.clip, models.vfm, watch))
+        flow: list[Tensor] | None = None if method.purification is None else []
+        maps = features.patch_features(batch.images, method, models.clip, models.vfm, watch, flow)
+        return WindowFeatures(maps, {} if flow is None else {"flow": flow[0]})
 
     def picture_features(
         self, maps: Tensor, picture: Tensor, models: Models, method: Method, watch: Stopwatch

@@ -10,6 +10,7 @@ import torch
 from s2clip import scenes
 from s2clip.errors import reject
 from s2clip.evaluation.metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
+from s2clip.methods.stages import stage_name
 from s2clip.refinement.settings import ABLATIONS, refinement_name
 
 SCENES_PER_SEED = 10_000
@@ -33,8 +34,8 @@ def scene_seeds(seed: int, limit: int) -> list[int]:
 def evaluate(
     segmenters: Sequence[Any], seeds: Sequence[int], *, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> list[dict[str, Any]]:
-    """One row per segmenter: {"method", "refine", "miou", "pixel_accuracy", "per_class": {name: iou}, "ms_per_image",
-    "ms_per_stage": {stage: ms}}.
+    """One row per segmenter: {"method", "stage", "refine", "miou", "pixel_accuracy", "per_class": {name: iou},
+    "ms_per_image", "ms_per_stage": {stage: ms}}.
 
     Figures are per cent; a class that occurs neither in the scenes nor in the answers has None. Every scene is given to
     all segmenters in turn, so that a slow minute of the machine slows them alike; the time is that of the call, from
@@ -72,6 +73,7 @@ def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapp
     per_class = (100 * intersection_over_union(matrix)).tolist()
     return {
         "method": segmenter.method.name,
+        "stage": stage_name(segmenter.method),
         "refine": refinement_name(segmenter.settings),
         "miou": round(100 * mean_iou(matrix), 2),
         "pixel_accuracy": round(100 * pixel_accuracy(matrix), 2),
@@ -85,7 +87,9 @@ def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapp
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as columns side by side: IoU per class, mIoU, pixel accuracy, ms per image."""
-    heads = [row["method"] if row["refine"] == "none" else f"{row['method']}+{row['refine']}" for row in rows]
+    heads = [
+        "+".join([row["method"], *(row[key] for key in ("stage", "refine") if row[key] != "none")]) for row in rows
+    ]
     lines = [("", heads)]
     lines += [(name, [_figure(row["per_class"][name]) for row in rows]) for name in rows[0]["per_class"]]
     lines += [

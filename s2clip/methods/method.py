@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from s2clip.errors import reject
 from s2clip.methods.needs import Needs
+from s2clip.methods.stages import FIELDS, KeyRotation, Propagation, Purification
 from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
@@ -104,6 +105,13 @@ class Method:
     pamr_dilations: tuple[int, ...] = (8, 16)
     """[δ] pixels >= 1: how far PAMR's neighbours are apart."""
 
+    key_rotation: KeyRotation | None = None
+    """Attention of queries and keys turned towards them, in place of the terms (PEARL's first step)."""
+    propagation: Propagation | None = None
+    """The cosines flow along the picture before the softmax (PEARL's second step)."""
+    purification: Purification | None = None
+    """Classes that are not there are dropped before the decision (FreeCP)."""
+
     extension: Needs | None = None
     """What the fields above cannot say, with settings of its own: see `s2clip.published.extension`."""
 
@@ -115,6 +123,7 @@ class Method:
         self._check_levels_and_affinity()
         self._check_picture()
         self._check_decision()
+        self._check_stages()
         extension = self.extension
         self._require(extension is None or isinstance(extension, Needs), "extension", "None or an Extension")
         if extension is not None:
@@ -197,6 +206,15 @@ class Method:
         self._require(apart and dilations != (), "pamr_dilations", "a tuple of whole numbers >= 1 (pixels)")
         area = self.area_threshold
         self._require(area is None or (is_real(area) and 0 <= area <= 1), "area_threshold", "None or a number in 0..1")
+
+    def _check_stages(self) -> None:
+        for field, kind in FIELDS.items():
+            value = getattr(self, field)
+            self._require(value is None or isinstance(value, kind), field, f"None or a {kind.__name__}")
+        turned = self.key_rotation is not None
+        self._require(not turned or self.terms != (), "key_rotation", f"None for {self.name}, which has no attention")
+        shared = self.purification is None or self.extension is None
+        self._require(shared, "purification", f"None for {self.name}, whose windows are its own")
 
     @property
     def uses_vfm(self) -> bool:

@@ -68,7 +68,14 @@ class Cliper(Extension):
     """Smooth by Stable Diffusion, as published (extra `diffusion`); refine="sam+sd" does so too, and asks SAM after."""
 
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {**OWN_LAST_BLOCK, "merge": "pixel", "crop": None, "area_threshold": None, "pamr_iterations": 0}
+        {
+            **OWN_LAST_BLOCK,
+            "merge": "pixel",
+            "crop": None,
+            "area_threshold": None,
+            "pamr_iterations": 0,
+            "propagation": None,
+        }
     )
     aligned: ClassVar[bool] = True
     smooths_itself: ClassVar[bool] = True

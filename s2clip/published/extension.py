@@ -57,6 +57,7 @@ OWN_LAST_BLOCK: Mapping[str, Any] = MappingProxyType(
         "feed_forward": False,
         "cls_token": True,
         "gaussian_sigma": None,
+        "key_rotation": None,
         "levels": (),
         "tau": 1.0,
         "mu": 1.0,
@@ -92,7 +93,12 @@ class Extension(WindowHooks):
 
         with_scores: whether class scores are wanted too, for a refinement.
         """
-        return pixels.decide_picture(encoded, text, class_index, background, method, with_scores=with_scores)
+        canvas = None
+        if method.purification is not None:
+            multiple = models.clip.patch_size if method.merge == "splice" else 1
+            canvas = self.prepare(encoded.picture.to(text.device), method, multiple)
+        more = {"with_scores": with_scores, "clip": models.clip, "canvas": canvas}
+        return pixels.decide_picture(encoded, text, class_index, background, method, **more)
 
 
 SHARED_PATH = Extension()

@@ -28,7 +28,7 @@ from torch import Tensor
 from s2clip import ops
 from s2clip.decision.decided import Decision
 from s2clip.decision.pixels import cosine_maps
-from s2clip.decision.scores import DenseScores, merge_words
+from s2clip.decision.scores import DenseScores, largest, merge_words
 from s2clip.encoding.hooks import PictureFeatures, WindowFeatures
 from s2clip.pictures import windows
 from s2clip.published.extension import OWN_LAST_BLOCK, Extension
@@ -56,7 +56,7 @@ class RadSeg(Extension):
 
     any_prefix: ClassVar[bool] = True
     requires: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {**OWN_LAST_BLOCK, "merge": "splice", "area_threshold": None, "pamr_iterations": 0}
+        {**OWN_LAST_BLOCK, "merge": "splice", "area_threshold": None, "pamr_iterations": 0, "propagation": None}
     )
 
     def __post_init__(self) -> None:
@@ -139,15 +139,3 @@ def whole_strides(size: tuple[int, int], method: Method) -> tuple[int, int]:
     longer = -(-max(size) // stride) * stride
     height, width = (-(-int(side * longer / max(size)) // stride) * stride for side in size)
     return max(height, crop), max(width, crop)
-
-
-def largest(scores: DenseScores, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Labels [H,W] int64, the first largest class, and its score [H,W]; some classes at a time."""
-    best = torch.full(size, -1.0, device=scores.device)
-    labels = torch.zeros(size, dtype=torch.int64, device=scores.device)
-    for group in scores.chunks(range(scores.classes), scores.largest(size)):
-        value, index = scores.planes(group, size).max(0)
-        better = (value > best) | value.isnan()
-        torch.where(better, value, best, out=best)
-        torch.where(better, index + group[0], labels, out=labels)
-    return labels, best
