@@ -268,6 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="only the configurations over a limit, and the sum")
     parser.add_argument("--triton", nargs="+", default=[], metavar="VERSION", help="3.6 3.9: under each of these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--loops", action="store_true", help="inner loops and predicted times at the pipeline's shapes")
+    parser.add_argument("--details", action="store_true", help="with --loops: every launch and loop")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
@@ -275,6 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
         given = [f"--{name}={one}" for name in ("op", "arch") for one in getattr(chosen, name) or ()]
         given += [f"--{name}" for name in ("json", "quiet") if getattr(chosen, name)]
         return under_versions(chosen.triton, [*given, f"--jobs={chosen.jobs}"])
+
+    if chosen.loops:
+        loops = importlib.import_module("s2clip.kernels.loops")
+        sys.stdout.write(loops.report(chosen.op, chosen.arch, as_json=chosen.json, details=chosen.details))
+        return 0
 
     def progress(done: int, total: int) -> None:
         sys.stderr.write(f"\r{done}/{total} compiled" + ("\n" if done == total else ""))

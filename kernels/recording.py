@@ -5,6 +5,7 @@ Triton compiles once per cache key: types of the arguments, which of them it spe
 own code and does nothing else; the tensors may be on the CPU or have no memory.
 """
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,8 +29,21 @@ class Launch(NamedTuple):
     options: tuple[tuple[str, Any], ...]
 
 
+class Run(NamedTuple):
+    """One launch, with the values of its arguments."""
+
+    launch: Launch
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+
 class Launches(dict):
-    """Launch → the kernel, in the order of the first time."""
+    """Launch → the kernel, in the order of the first time; `runs` has every launch."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs: list[Run] = []
 
 
 class _Recorder:
@@ -40,9 +54,9 @@ class _Recorder:
         self.launches = launches
 
     def __getitem__(self, grid):
-        return self._record
+        return functools.partial(self._record, grid)
 
-    def _record(self, *arguments, **keywords):
+    def _record(self, grid, *arguments, **keywords):
         bound, specialisation, options = self.bind(*arguments, **keywords)
         kinds = dict(zip(bound, specialisation, strict=True))
         run_time = {name: kind for name, kind in kinds.items() if kind[0] != "constexpr"}
@@ -56,6 +70,7 @@ class _Recorder:
             tuple(sorted(options.items())),
         )
         self.launches.setdefault(launch, self.kernel)
+        self.launches.runs.append(Run(launch, self.kernel, tuple(grid), dict(bound)))
 
 
 @contextmanager

@@ -1,0 +1,193 @@
+"""Predicted time of a launch from its machine code: a model, not a measurement.
+
+Instructions of a loop count as often as its source says for the launch's arguments (`source_loops`), others once per
+warp. A kernel takes as long as the busiest unit of the busiest SM, or as L2 or memory takes for its bytes, whatever is
+longest: other units, latencies and conflicts are taken to hide behind it. Barriers stall a block for BARRIER cycles,
+which other blocks of the SM fill. Every launch costs LAUNCH seconds, as a node of a captured graph does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+from s2clip.kernels.machine_code import Code, Loop, loops
+from s2clip.kernels.source_loops import Place, places, trips
+from s2clip.kernels.units import UNITS, Gpu, cost, unit_of
+
+LAUNCH = 2e-6
+ISSUE = 0.9  # instructions per clock of a scheduler: dependencies and register banks take the rest
+BARRIER = 30
+# Loops and branches that the arguments' values do not settle, by file and head: trips, or the share of the time that a
+# branch is taken. Of data: a quarter of a map's tiles see a mask, as Cityscapes' 60 regions do; regions have long runs,
+# so that a union or a look-up takes one step, and half of the blocks of pixels see a second label.
+Trips = float | Callable[[dict[str, Any]], float]
+ASSUMED: dict[tuple[str, str], Trips] = {
+    ("affinity_kernels.py", "range(0, channels, BLOCK_C)"): lambda given: -(-_channels(given) // given["BLOCK_C"]),
+    ("component_statistics.py", "range(ROUNDS)"): 1.5,
+    ("component_statistics.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
+    ("component_statistics.py", "tl.max(rest.to(tl.int32), axis=0) > 0"): 0.1,
+    ("connected_components.py", "tl.max(active.to(tl.int32), axis=0) > 0"): 1.0,
+    ("connected_components.py", "first <= blocks"): lambda given: given["blocks"] // given["BLOCK"] + 1,
+    ("merge_masks.py", "range(first, last)"): lambda given: given["mask_logits"].shape[0],
+    ("merge_masks.py", "range(top // STRIP, bottom // STRIP + 1)"): 2.0,
+    ("merge_masks.py", "range(first_strip, tl.minimum(first_strip + STRIPS, strips))"): lambda given: given["STRIPS"],
+    ("merge_masks.py", "touched != 0"): 0.25,
+    ("merge_masks.py", "(seen != 0) & (tl.load(class_of + rank + 1, mask=rank + 1 < last, other=-1) != index)"): 0.1,
+}
+# Kernels whose loads hit L1 but for the first time: of them L2 gives every element once.
+L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "_merge_kernel", "fold_kernel")
+
+
+class Iteration(NamedTuple):
+    """One iteration of a machine loop, as issued by one warp."""
+
+    place: str
+    trips: float
+    instructions: int
+    units: dict[str, int]  # by UNITS; issue counts all
+    accesses: dict[str, int]  # loads, stores and atomics of global memory by opcode and width
+
+
+class Prediction(NamedTuple):
+    kernel: str
+    seconds: float  # without LAUNCH
+    bound: str  # the unit, "L2" or "memory"
+    blocks: int
+    cycles: dict[str, float]  # of the busiest SM, by what is busy
+    loops: list[Iteration]
+
+
+def _channels(given: dict[str, Any]) -> int:
+    """Of unit_rows_kernel in units of 16 bytes where they are WIDE, of the others as they are."""
+    return given["channels"] * (16 // given["feature"].element_size() if given.get("WIDE") else 1)
+
+
+def _source_trips(place: Place, arguments: dict[str, Any]) -> float:
+    given = ASSUMED.get((place.file, place.head))
+    if given is not None:
+        return float(given(arguments) if callable(given) else given)
+    if place.kind == "while":
+        raise KeyError(f"{place.file}:{place.line}: the data decide on `while {place.head}`: ASSUMED has no entry")
+    return float(trips(place.head, arguments))
+
+
+def _share(lines_places: Iterable[Place]) -> float:
+    """How often the branches that an instruction stands in are taken."""
+    return math.prod(float(ASSUMED.get((place.file, place.head), 1.0)) for place in lines_places if place.kind == "if")
+
+
+def _paths(code: Code, found: Sequence[Loop]) -> list[tuple[Place, ...]]:
+    """Per machine loop the path of source loops that most of its own instructions stand in, innermost loops first.
+
+    The set-up of an inner loop carries that loop's lines and stands in the outer one: an outer loop is none of its own.
+    """
+    paths: dict[int, tuple[Place, ...]] = {}
+    for number in sorted(range(len(found)), key=lambda number: len(found[number].body)):
+        taken = {paths[inner] for inner in paths if found[inner].header in found[number].body}
+        votes: Counter = Counter()
+        for index in found[number].own:
+            votes[tuple(place for place in places(code.instructions[index].lines) if place.kind != "if")] += 1
+        candidates = [path for path in votes if path and path not in taken]
+        if not candidates:
+            raise ValueError("a loop without source lines: was it compiled without them?")
+        paths[number] = max(candidates, key=lambda path: (votes[path], len(path)))
+    return [paths[number] for number in range(len(found))]
+
+
+def named_values(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Values of the names in a kernel's loop heads: its arguments, and constants of its module."""
+    constants = {key: each.value for key, each in kernel.fn.__globals__.items() if isinstance(each, tl.constexpr)}
+    return constants | arguments
+
+
+def _unrolled(code: Code, loop: Loop, rest: Loop) -> int:
+    """How many iterations of its source one iteration of a loop is, by what no compiler adds: products, accesses."""
+    many, one = (Counter(unit_of(code.instructions[index]) for index in each.own) for each in (loop, rest))
+    ratios = [many[unit] / one[unit] for unit in ("tensor", "global", "special", "issue") if many[unit] and one[unit]]
+    return max(1, 2 ** round(math.log2(ratios[0])))
+
+
+def executions(code: Code, arguments: dict[str, Any]) -> tuple[list[float], list[tuple[Loop, float, str]]]:
+    """(how often a warp runs each instruction, the loops with their trips)."""
+    found = loops(code)
+    paths = _paths(code, found)
+    # A loop that ptxas unrolled has a second one for the rest: same place, same parent.
+    twins: dict[tuple[object, ...], list[int]] = {}
+    for number, (loop, path) in enumerate(zip(found, paths, strict=True)):
+        alone = number if path[-1].kind == "while" else None
+        twins.setdefault((loop.parent, path, alone), []).append(number)
+    count = [0.0] * len(found)
+    for numbers in twins.values():
+        numbers.sort(key=lambda number: len(found[number].own))
+        left = _source_trips(paths[numbers[0]][-1], arguments)
+        for number in reversed(numbers):
+            folds = 1 if number == numbers[0] else _unrolled(code, found[number], found[numbers[0]])
+            count[number] = left // folds if folds > 1 else left
+            left -= count[number] * folds
+    total = list(count)
+    for number, loop in enumerate(found):
+        parent = loop.parent
+        while parent is not None:
+            total[number] *= count[parent]
+            parent = found[parent].parent
+    times = [1.0] * len(code.instructions)
+    for number, loop in enumerate(found):
+        for index in loop.own:
+            times[index] = total[number]
+    weighted = [many * _share(places(each.lines)) for many, each in zip(times, code.instructions, strict=True)]
+    named = [(loop, total[n], f"{paths[n][-1].file}:{paths[n][-1].line}") for n, loop in enumerate(found)]
+    return weighted, named
+
+
+def iteration(code: Code, loop: Loop, many: float, place: str) -> Iteration:
+    units: Counter = Counter(dict.fromkeys(UNITS, 0))
+    accesses: Counter = Counter()
+    for index in loop.own:
+        instruction = code.instructions[index]
+        unit = unit_of(instruction)
+        units["issue"] += 1
+        if unit != "issue":
+            units[unit] += 1
+        if unit == "global":
+            parts = instruction.opcode.split(".")
+            accesses[".".join([parts[0], *[part for part in parts[1:] if part in ("128", "64", "U16", "U8")]])] += 1
+    return Iteration(place, many, len(loop.own), dict(units), dict(accesses))
+
+
+class Resources(NamedTuple):
+    num_warps: int
+    resident: int  # blocks that fit one SM
+
+
+def predict(
+    name: str, code: Code, arguments: dict[str, Any], grid: Sequence[int], resources: Resources, gpu: Gpu, memory: float
+) -> Prediction:
+    """memory: bytes that this launch is the first of its op to read or write."""
+    times, found = executions(code, arguments)
+    busy: Counter = Counter()
+    asked = barriers = 0.0
+    for many, instruction in zip(times, code.instructions, strict=True):
+        each = cost(instruction, gpu)
+        for what, cycles in each.busy.items():
+            busy[what] += many * cycles
+        asked += many * each.bytes
+        barriers += many * instruction.opcode.startswith("BAR")
+    blocks = math.prod(grid)
+    most = math.ceil(blocks / gpu.multiprocessors)
+    warps = most * resources.num_warps / 4
+    warps = warps if resources.num_warps % 4 == 0 else math.ceil(warps)
+    busy["issue"] /= ISSUE
+    cycles = {what: warps * each for what, each in busy.items()}
+    stalls = math.ceil(most / resources.resident) * barriers * BARRIER
+    clock = gpu.ghz * 1e9
+    bytes_of_l2 = 0.0 if name in L1 else asked * resources.num_warps * blocks
+    bounds = {what: each / clock for what, each in cycles.items()}
+    bounds |= {"L2": max(bytes_of_l2, memory) / gpu.l2, "memory": memory / gpu.memory}
+    bound = max(bounds, key=lambda what: bounds[what])
+    rows = [iteration(code, loop, many, place) for loop, many, place in found]
+    return Prediction(name, bounds[bound] + stalls / clock, bound, blocks, cycles | {"barrier": stalls}, rows)
