@@ -18,12 +18,12 @@ softmax and sums in fp32. A row's result depends on its own image and head alone
 Sources: Dao et al., FlashAttention (2022); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 
 from s2clip.kernels.recombined_kernel import SOURCES, recombined_attention_kernel
 from s2clip.kernels.tiles import LOG2E, architecture, launcher
@@ -99,10 +99,7 @@ def launch(
     if padding:  # channels of zeros change no product; no published model has such a head size
         inputs = [F.pad(tensor, (0, padding)) for tensor in (query, key, value)]
         return launch(*inputs, terms, weights, scale, bias)[..., :head_dim].contiguous()
-    inputs = [
-        tensor if readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
-        for tensor in (query, key, value)
-    ]
+    inputs = [_with_rows(tensor) for tensor in (query, key, value)]
     if bias is not None and (bias.stride(1) != 1 or MAX_BLOCK * bias.stride(0) >= 1 << 31):
         bias = bias.contiguous()
     given = (*inputs, scale, bias)
@@ -113,14 +110,13 @@ def launch(
 
 
 def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) -> torch.Tensor:
-    """One pass over the keys for all terms, on readable inputs."""
+    """One pass over the keys for all terms; query, key and value are (tensor, its strides in units of 16 bytes)."""
+    (query, query_strides), (key, key_strides), (value, value_strides) = query, key, value
     batch, heads, tokens, head_dim = value.shape
     arch = architecture(value.device)
-    tiles = configuration(arch, len(terms), head_dim, value.dtype, tokens, bias is not None)
-    main, rest = split_head(head_dim)
-    unit = 16 // value.element_size()
+    block_m, constants = _constants(arch, tuple(terms), head_dim, value.dtype, tokens, bias is not None)
     output = torch.empty(value.shape, dtype=dtype, device=value.device)
-    recombined_attention_kernel[(triton.cdiv(tokens, tiles.block_m) * heads * batch,)](
+    recombined_attention_kernel[(-(-tokens // block_m) * heads * batch,)](
         query,
         key,
         value,
@@ -128,38 +124,67 @@ def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) 
         output,
         tokens,
         heads,
-        *(stride // unit for tensor in (query, key, value) for stride in _strides(tensor)),
+        *query_strides,
+        *key_strides,
+        *value_strides,
         0 if bias is None else bias.stride(0),
         scale * LOG2E.value,
         *(float(weight) for weight in [*weights, 0, 0][:3]),
-        LEFT=digits(term[0] for term in terms),
-        RIGHT=digits(term[1] for term in terms),
-        TERMS=len(terms),
-        HEAD_DIM=head_dim,
-        MAIN=main,
-        REST=rest,
-        HAS_BIAS=bias is not None,
-        UPCAST=arch == 0,  # the interpreter multiplies the bit patterns of bf16
-        BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        enable_fp_fusion=True,
+        **constants,
     )
     return output
 
 
+@functools.lru_cache(maxsize=1024)
+def _constants(
+    arch: int, terms: tuple[str, ...], head_dim: int, dtype: torch.dtype, tokens: int, has_bias: bool
+) -> tuple[int, dict[str, int | bool]]:
+    """(BLOCK_M, what the kernel is compiled for): the same for every picture of a size, so worked out once."""
+    tiles = configuration(arch, len(terms), head_dim, dtype, tokens, has_bias)
+    main, rest = split_head(head_dim)
+    return tiles.block_m, {
+        "LEFT": digits(term[0] for term in terms),
+        "RIGHT": digits(term[1] for term in terms),
+        "TERMS": len(terms),
+        "HEAD_DIM": head_dim,
+        "MAIN": main,
+        "REST": rest,
+        "HAS_BIAS": has_bias,
+        "UPCAST": arch == 0,  # the interpreter multiplies the bit patterns of bf16
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def _with_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """The tensor, or a copy where the kernel cannot read it in place, and its strides in units of 16 bytes."""
+    strides = _units(tensor)
+    if strides is None:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        strides = _units(tensor)
+        assert strides is not None
+    return tensor, strides
+
+
 def readable(tensor: torch.Tensor) -> bool:
     """Whether every row starts at a multiple of 16 bytes, channels are adjacent and a tile spans less than 2^31."""
+    return _units(tensor) is not None
+
+
+def _units(tensor: torch.Tensor) -> tuple[int, int, int] | None:
+    """Strides over images, heads and tokens in units of 16 bytes; None for what is not `readable`.
+
+    An axis of one element has none, whatever torch says.
+    """
+    (batch, heads, tokens, _), (image, head, token, channel) = tensor.shape, tensor.stride()
+    image, head, token = image if batch > 1 else 0, head if heads > 1 else 0, token if tokens > 1 else 0
     unit = 16 // tensor.element_size()
-    strides = _strides(tensor)
-    aligned = tensor.data_ptr() % 16 == 0 and all(stride % unit == 0 for stride in strides)
-    return aligned and tensor.stride(3) == 1 and MAX_BLOCK * strides[2] < 1 << 31
-
-
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides over images, heads and tokens; an axis of one element has none, whatever torch says."""
-    return tuple(tensor.stride(axis) if tensor.shape[axis] > 1 else 0 for axis in range(3))
+    if channel != 1 or (image | head | token) % unit or tensor.data_ptr() % 16 or MAX_BLOCK * token >= 1 << 31:
+        return None
+    return image // unit, head // unit, token // unit
 
 
 def digits(sources: Iterable[str]) -> int:

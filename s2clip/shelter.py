@@ -7,7 +7,7 @@ here is `dtype=`.
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -21,6 +21,11 @@ class _DefaultDtype:
         self._lock = threading.Lock()
         self._inside = 0
         self._callers = torch.float32
+
+    @property
+    def nobody(self) -> bool:
+        """Whether no thread computes under a default that is not its caller's."""
+        return self._inside == 0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -42,11 +47,29 @@ class _DefaultDtype:
 
 
 _float32_by_default = _DefaultDtype()
+_NOTHING = nullcontext()
+
+
+def _is_settled() -> bool:
+    """Whether the caller has set nothing: 0.3 µs, where to look at each setting and to keep it takes 10.
+
+    Default devices are modes of torch's functions; any mode at all is looked at closely.
+    """
+    return (
+        not torch._C._is_any_autocast_enabled()
+        and torch._C._len_torch_function_stack() == 0
+        and torch.get_default_dtype() is torch.float32
+        and _float32_by_default.nobody
+    )
+
+
+def settled() -> AbstractContextManager[None]:
+    """No autocast; fp32 and the CPU where neither dtype nor device is said. Gradients stay as they are."""
+    return _NOTHING if _is_settled() else _settle()
 
 
 @contextmanager
-def settled() -> Iterator[None]:
-    """No autocast; fp32 and the CPU where neither dtype nor device is said. Gradients stay as they are."""
+def _settle() -> Iterator[None]:
     with ExitStack() as stack:
         for kind in _CASTING:
             if torch.is_autocast_enabled(kind):

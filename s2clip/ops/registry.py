@@ -1,8 +1,10 @@
 """How an op is registered with `torch.library`, and which code runs."""
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,6 +18,22 @@ BACKENDS = ("auto", "torch", "triton")
 R = TypeVar("R")
 Arguments = Any
 """Whatever the op's schema says: one class serves all ops, and torch checks the schema at run time."""
+
+
+def nobody_listens(data: Tensor) -> bool:
+    """Whether torch's dispatcher would do nothing but call the kernel: 1 µs, where its way through Python takes 25.
+
+    It is needed for gradients (which these ops refuse), for tracing, vmap and fake tensors, and for whatever counts
+    or records operators.
+    """
+    return (
+        type(data) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.autograd.profiler._is_profiler_enabled
+    )
 
 
 class Op(Generic[R]):
@@ -36,9 +54,13 @@ class Op(Generic[R]):
         module, _, function = launcher.partition(":")
         specification: Callable[..., R] = getattr(reference, name)
 
+        @functools.cache
+        def kernels() -> ModuleType:
+            """Imported with the first launch: importing s2clip needs no Triton."""
+            return importlib.import_module(f"s2clip.kernels.{module or name}")
+
         def launch(*arguments: Arguments) -> R:
-            kernels = importlib.import_module(f"s2clip.kernels.{module or name}")
-            launcher: Callable[..., R] = getattr(kernels, function or "launch")
+            launcher: Callable[..., R] = getattr(kernels(), function or "launch")
             return launcher(*arguments)
 
         given = body or (lambda run, *arguments: run(*arguments))
@@ -54,10 +76,11 @@ class Op(Generic[R]):
         self.by_triton: Callable[..., R] = lambda *arguments: settle(launch, *arguments)
         registered = torch.library.custom_op(f"s2clip::{name}", self.by_torch, mutates_args=(), schema=schema)
         registered.register_kernel("cuda", self.by_triton)
+        self._by_kind = {"cuda": self.by_triton}
         if on_cpu is not None:
             registered.register_kernel("cpu", lambda *arguments: settle(on_cpu, *arguments))
         registered.register_fake(fake)
-        self.by_device: Callable[..., R] = getattr(torch.ops.s2clip, name).default
+        self.by_device: Callable[..., R] = getattr(torch.ops.s2clip, name)  # not .default, which profiles leave out
 
     def __call__(self, backend: str, data: Tensor, *arguments: Arguments) -> R:
         checks.choice("backend", backend, BACKENDS)
@@ -66,7 +89,8 @@ class Op(Generic[R]):
         if (backend == "triton" or data.is_cuda) and data.dtype == torch.float64:
             checks.fail("dtype", "float16, bfloat16 or float32 for Triton (backend='torch' takes float64)", data.dtype)
         if backend == "auto":
-            return self.by_device(*arguments)
+            direct = self._by_kind.get(data.device.type)
+            return direct(*arguments) if direct and nobody_listens(data) else self.by_device(*arguments)
         if not data.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
             checks.fail("backend", "CUDA tensors for 'triton', or TRITON_INTERPRET=1 in the environment", data.device)
         return self.by_triton(*arguments)
