@@ -66,7 +66,7 @@ def read(path: Path, keys: Collection[str], *, consequence: str, tell_bare: bool
         try:
             record = json.loads(body)
             sound = isinstance(record, dict) and (
-                int(found[1], 16) == zlib.crc32(body) if found else record.keys() <= set(keys)
+                int(found[1], 16) == zlib.crc32(body) if found else set() < record.keys() <= set(keys)
             )
         except (ValueError, RecursionError):
             sound = False

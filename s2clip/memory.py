@@ -32,6 +32,8 @@ FRAGMENTS = 0.08
 BLOCK_MAPS = 12
 """Tensors [tokens, width] inside a transformer block at its peak: input, sum, norm in fp32, 4 + 4 of the FFN."""
 FLOAT = 4
+WORTH_ASKING = 10**9
+"""Bytes from which on it is looked up whether the machine has them free."""
 LABEL_BYTES = 40
 """Per pixel of the picture: labels in int32 and int64, confidence, their copies, one plane of scores."""
 STRIP_BYTES = 6 * FLOAT * CHUNK
@@ -171,6 +173,22 @@ def machine_bytes(device: torch.device) -> int:
     return total
 
 
+def left_bytes(most: int, on_cuda: bool) -> int:
+    """What of `most` bytes of the host nobody uses now, in the machine and in the container; of a GPU all."""
+    if on_cuda:
+        return most
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        most = min(most, 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = int(next(line for line in lines if line.startswith("inactive_file ")).split()[1])
+        most = min(most, int((group / "memory.max").read_text()) - used + cached)
+    return max(most, 0)
+
+
 class Cap(NamedTuple):
     """A number of bytes, and what has to be done in them."""
 
@@ -200,10 +218,12 @@ class Cap(NamedTuple):
             word = 3 * FLOAT // 2 * (height * width + sizes.window[0] * sizes.window[1])
             most_words = sizes.words or WORDS_OF_ALL
         least = fixed + resident + max(resize, once + window, maps + word, sam)
-        if least > self.size:
+        left = self.size if self.asked or least < WORTH_ASKING else fixed + left_bytes(self.size - fixed, load.on_cuda)
+        if least > min(self.size, left):
             what = f"a picture of {sizes.picture[0]}x{sizes.picture[1]} with these models and windows"
             if not self.asked:
                 has = f"and this machine has {show_size(self.size)}"
+                has += f", of which {show_size(left - fixed)} are free" if left < self.size else ""
                 raise ValueError(f"{what} needs {show_size(least)}, {has}: cut it, or set short_side and crop")
             reject("max_memory", f"at least {show_size(least)} for {what}", show_size(self.size))
         room = self.size - fixed - resident

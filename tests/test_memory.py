@@ -254,5 +254,17 @@ def test_shapes_that_no_machine_holds_are_refused_beforehand(size, cap):
     assert ordinary.segmentation.shape == (40, 60)
 
 
+def test_what_others_leave_of_the_machine_is_what_there_is(monkeypatch):
+    """Uncropped methods make one window of a long picture; the kernel ends who takes what is not free."""
+    monkeypatch.setattr(memory, "machine_bytes", lambda device: 10**12)
+    monkeypatch.setattr(memory, "left_bytes", lambda most, on_cuda: min(most, 10**9))
+    segmenter = Segmenter.from_pretrained("tiny", method="cliper").set_classes("sky, tree")
+    with pytest.raises(ValueError, match=r"needs .*GB, and this machine has 1000GB, of which 1GB are free: cut it"):
+        segmenter(np.zeros((1, 300, 3), np.uint8))
+    assert segmenter(np.zeros((40, 60, 3), np.uint8)).segmentation.shape == (40, 60)
+
+
 def test_the_machines_memory_is_known():
+    assert 0 < memory.left_bytes(1 << 62, False) < 1 << 62
+    assert memory.left_bytes(1 << 62, True) == 1 << 62
     assert 1 << 28 < memory.machine_bytes(torch.device("cpu")) < 1 << 63

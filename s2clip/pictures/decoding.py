@@ -41,7 +41,7 @@ def guarded(task: str, source: str | bytes, max_pixels: int, *, plain_only: bool
     try:
         if isinstance(source, bytes):
             return _content(task, BytesIO(source), len(source), max_pixels, plain_only)
-        with _opened(source) as handle:
+        with opened(source) as handle:
             return _content(task, handle, os.fstat(handle.fileno()).st_size, max_pixels, plain_only)
     except Unusable as error:
         raise Unusable(shortened(str(error))) from None
@@ -51,7 +51,7 @@ def guarded(task: str, source: str | bytes, max_pixels: int, *, plain_only: bool
         raise Unusable(shortened(f"truncated or damaged: {reason_of(error)}")) from None
 
 
-def _opened(name: str) -> BinaryIO:
+def opened(name: str) -> BinaryIO:
     """The file, if it is one: a pipe would be waited for without end."""
     try:
         mode = os.stat(name).st_mode

@@ -18,8 +18,7 @@ import numpy as np
 
 from s2clip.errors import ImageError, MissingExtraError, reject
 from s2clip.pictures import tiff
-from s2clip.pictures.decoding import TIFF_MARKS
-from s2clip.pictures.structure import Unusable
+from s2clip.pictures.decoding import TIFF_MARKS, opened
 from s2clip.pictures.windows import Box
 
 logger = logging.getLogger(__name__)
@@ -50,11 +49,11 @@ AS_IT_SAYS = Rendering()
 def is_raster(path: str | os.PathLike, max_pixels: int) -> bool:
     """Whether a file is a TIFF with a geotransform or more than `max_pixels` pixels; False for what cannot be read."""
     try:
-        with open(path, "rb") as handle:
+        with opened(os.fspath(path)) as handle:
             if handle.read(4) not in TIFF_MARKS:
                 return False
             found = tiff.directory(handle, os.fstat(handle.fileno()).st_size, any_kind=True)
-    except (OSError, ValueError, Unusable):
+    except Exception:  # damaged as any file may be: whoever reads it says so
         return False
     return found.georeferenced or found.width * found.height > max_pixels or _has_world_file(Path(path))
 
