@@ -1,6 +1,5 @@
 """What s2clip finds on this machine: versions, the torch-Triton pairing, GPUs, caches, weights. Changes nothing."""
 
-import os
 import platform
 from importlib import metadata
 from importlib.resources import files
@@ -19,7 +18,7 @@ OLDEST_TORCH = "2.10"
 TINY = ("clip", "dino", "sam")
 
 
-def examine(cache_dir: str | os.PathLike | None = None) -> dict[str, Any]:
+def examine(cache_dir: str | Path | None = None) -> dict[str, Any]:
     """Everything `s2clip doctor` prints, as JSON values; "problems" holds what keeps s2clip from working."""
     found = {
         "versions": versions(),
@@ -74,7 +73,7 @@ def _gpus() -> list[dict[str, Any]]:
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "multiprocessors": properties.multi_processor_count,
-            "shared_memory_per_block": properties.shared_memory_per_block_optin,
+            "shared_memory_per_block": properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # not in torch's stub
         }
         for properties in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ]
@@ -87,12 +86,12 @@ def _gpu_line(gpu: dict[str, Any]) -> str:
     )
 
 
-def _caches(cache_dir: str | os.PathLike | None) -> dict[str, bool]:
+def _caches(cache_dir: str | Path | None) -> dict[str, bool]:
     folders = [Path(HF_HUB_CACHE), Path(torch.hub.get_dir()) / "checkpoints"]
     return {str(folder): folder.is_dir() for folder in ([Path(cache_dir)] if cache_dir else folders)}
 
 
-def _weights(cache_dir: str | os.PathLike | None) -> dict[str, str | None]:
+def _weights(cache_dir: str | Path | None) -> dict[str, str | None]:
     embedded = {f"tiny ({part})": files("s2clip.data") / "tiny" / f"{part}.safetensors" for part in TINY}
     found = {name: "embedded" if path.is_file() else None for name, path in embedded.items()}
     paths = {name: find_local(name, cache_dir) for name in CHECKPOINTS}

@@ -50,9 +50,11 @@ def written_by_others(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         free = shutil.disk_usage(path.parent).free
-        if free > LEAST_FREE and not (isinstance(error, OSError) and error.errno):
-            raise
-        number = error.errno if free > LEAST_FREE else errno.ENOSPC
+        number = errno.ENOSPC
+        if free > LEAST_FREE:
+            if not (isinstance(error, OSError) and error.errno):
+                raise
+            number = error.errno
         with writing(path):
             raise OSError(number, os.strerror(number)) from None
 
@@ -100,7 +102,7 @@ class Together:
             self.take_back()
             raise
         finally:
-            for temporary, handle, _ in self._waiting:
+            for temporary, handle, _place in self._waiting:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
                     handle.close()

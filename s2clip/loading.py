@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s2clip import memory
 from s2clip.backbones.clip import CLIPBackbone, load_clip
@@ -23,6 +23,9 @@ from s2clip.refinement.refiner import load_refiner, shared_sam
 from s2clip.refinement.regions import FROM_SAM, Regions, region_source
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.words.text_cache import VectorFiles, default_folder
+
+if TYPE_CHECKING:
+    from s2clip.backbones.language_radio import LanguageRadio
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def load_parts(
     if speaks:
         from s2clip.backbones.language_radio import load_language_radio
 
-        clip = load_language_radio(model, **options)
+        clip: CLIPBackbone | LanguageRadio = load_language_radio(model, **options)
     else:
         clip = load_clip(model, **options)
     if weights != "random":
@@ -91,9 +94,17 @@ def load_parts(
 
         own_diffusion = DiffusionAffinity.load(diffusion_model or MODEL_ID, **options)
     if refine != "none":
-        loaded = {"vfm": features, "sam": own_sam, "diffusion": own_diffusion}
-        wanted = {"refine": refine, "compile": compile, "diffusion_model": diffusion_model}
-        refiner = load_refiner(sam, settings, **wanted, **loaded, **options)
+        refiner = load_refiner(
+            sam,
+            settings,
+            refine=refine,
+            vfm=features,
+            sam=own_sam,
+            compile=compile,
+            diffusion=own_diffusion,
+            diffusion_model=diffusion_model,
+            **options,
+        )
     if cuda_graphs and clip.device.type != "cuda":
         reject("cuda_graphs", "False without a CUDA device", True)
     if compile:
@@ -121,12 +132,13 @@ def _adapted(method: Method, model: str, geometry: Mapping[str, int | None], fie
     given = {name: value or None for name, value in geometry.items() if value is not None}
     if geometry.get("stride") == 0:
         reject("stride", "at least 1 (pixels)", 0)
-    if given.get("crop") and given["crop"] > 0 and geometry.get("stride") is None and given["crop"] < method.stride:
-        reject("crop", f"at least the stride, {method.stride}, or a stride with it", given["crop"])
+    crop = given.get("crop")
+    if crop is not None and 0 < crop < method.stride and geometry.get("stride") is None:
+        reject("crop", f"at least the stride, {method.stride}, or a stride with it", crop)
     return get_method(method, **given, **fields)
 
 
-def _compile_blocks(clip: CLIPBackbone, vfm: VisionFeatures | None) -> None:
+def _compile_blocks(clip: "CLIPBackbone | LanguageRadio", vfm: VisionFeatures | None) -> None:
     models = [model for model in (clip, vfm) if model is not None]
     logger.warning(
         "compiling the blocks of %s: the first pictures wait one to several minutes for it, in every new "

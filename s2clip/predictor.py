@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ from s2clip.words.lists import equal_words, remarks
 from s2clip.words.text import TextEncoder, Vocabulary, vocabulary
 from s2clip.words.text_cache import VectorFiles
 
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from s2clip.backbones.clip import CLIPBackbone
+    from s2clip.backbones.diffusion_affinity import DiffusionAffinity
+    from s2clip.backbones.vision_features import VisionFeatures
+    from s2clip.decision.scores import ScoreMaps
+    from s2clip.refinement.refiner import Refiner
+
 logger = logging.getLogger(__name__)
 
 SAID = 10
@@ -43,13 +52,13 @@ class Predictor:
 
     def __init__(
         self,
-        clip,
+        clip: "CLIPBackbone",
         *,
-        vfm=None,
-        sam=None,
-        diffusion=None,
+        vfm: "VisionFeatures | None" = None,
+        sam: "Sam | None" = None,
+        diffusion: "DiffusionAffinity | None" = None,
         regions: RegionSource | None = None,
-        refiner=None,
+        refiner: "Refiner | None" = None,
         text_files: VectorFiles | None = None,
         method: str | Method = "s2clip",
         max_batch: int | None = None,
@@ -99,8 +108,7 @@ class Predictor:
             cap = memory.Cap(memory.parse_size(max_memory), load).check()
             if refiner is not None:
                 refiner.sam.most_prompts = cap.prompts
-        batches = {"max_batch": max_batch, "mix_pictures": mix_pictures, "cap": cap}
-        self._encoder = Encoder(self._models, self.method, **batches)
+        self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures, cap=cap)
         self._graphs = GraphCache(classify) if cuda_graphs else None
         self._upload = Uploader(clip.device)
         # One stream for all calls: the allocator keeps memory per stream, and would fill it anew in every call.
@@ -116,15 +124,18 @@ class Predictor:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What was resolved, as JSON values: models, sha256 of their weights, device, dtype, the method's fields."""
-        models = {"clip": self.clip} | ({"vfm": self.vfm} if self.method.uses_vfm else {})
+        models: dict[str, CLIPBackbone | VisionFeatures] = {"clip": self.clip}
+        if self.method.uses_vfm and self.vfm is not None:
+            models["vfm"] = self.vfm
+        diffusion = self._models.diffusion
         hashes = {role: model.weights_sha256 for role, model in models.items()}
-        if self.method.uses_sam:
+        if self.method.uses_sam and self._models.sam is not None:
             hashes["sam"] = self._models.sam.fingerprint.sha256
         return {
             **{role: model.name for role, model in models.items()},
             "weights_sha256": hashes,
-            **(self._models.diffusion.described if self.method.uses_diffusion else {}),
-            **(described(self.regions) if self.method.uses_regions else {}),
+            **(diffusion.described if self.method.uses_diffusion and diffusion is not None else {}),
+            **(described(self.regions) if self.method.uses_regions and self.regions is not None else {}),
             "device": str(self.device),
             "dtype": str(self.clip.dtype).removeprefix("torch."),
             "refine": "none" if self.refiner is None else self.refiner.refine,
@@ -134,8 +145,8 @@ class Predictor:
 
     @sheltered()
     def _read(self, source: Source) -> Picture | Failure:
-        limits = {"max_pixels": self.max_pixels, "max_seconds": self.max_seconds}
-        return read(source, **limits, pin=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        return read(source, max_pixels=self.max_pixels, max_seconds=self.max_seconds, pin=pin)
 
     def _read_or_raise(self, source: Source) -> Picture:
         picture = self._read(source)
@@ -159,6 +170,7 @@ class Predictor:
         return complete
 
     def _regions_of(self, picture: Picture) -> Tensor:
+        assert self.regions is not None, "the constructor asks for them"
         ids, size = torch.as_tensor(self.regions(picture.pixels, picture.source)), tuple(picture.pixels.shape[1:])
         if tuple(ids.shape) != size or ids.is_floating_point() or ids.dtype == torch.bool:
             reject("regions", f"integers [H,W] = {list(size)}", f"{ids.dtype} {list(ids.shape)}")
@@ -201,7 +213,8 @@ class Predictor:
 
     def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
         """Results whose labels are still to be checked: on CUDA they may not have been computed yet."""
-        results, scores = [], []
+        results: list[Result] = []
+        scores: list[ScoreMaps | None] = []
         for one in encoded:
             watch = Stopwatch(self.device)
             with sheltered():
@@ -224,8 +237,12 @@ class Predictor:
             )
         if self.refiner is None:
             return results
-        rules = {"smooth": not self._extension.smooths_itself, "threshold": self.method.threshold}
-        return refine_results(self.refiner, encoded, results, scores, **rules)
+        maps_of_all = [maps for maps in scores if maps is not None]
+        assert len(maps_of_all) == len(results), "scores are asked for where there is a refiner"
+        smooth = not self._extension.smooths_itself
+        return refine_results(
+            self.refiner, encoded, results, maps_of_all, smooth=smooth, threshold=self.method.threshold
+        )
 
     def _decide(self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None) -> Decision:
         method = self.method
@@ -252,6 +269,14 @@ class Predictor:
             return self._extension.decide(encoded, text, *settings, with_scores=self.refiner is not None)
         if self._class_index is None or self._class_index[0] != words.class_index:
             self._class_index = words.class_index, torch.tensor(words.class_index, device=self.device)
-        rules = {"classes": len(words.classes), "background": -1 if background is None else background}
-        rules |= {"scale": method.logit_scale, "threshold": method.threshold, "size": encoded.size}
-        return Decision(*self._graphs(encoded.features[0], text, self._class_index[1], **rules), None)
+        labels, confidence = self._graphs(
+            encoded.features[0],
+            text,
+            self._class_index[1],
+            classes=len(words.classes),
+            background=-1 if background is None else background,
+            scale=method.logit_scale,
+            threshold=method.threshold,
+            size=encoded.size,
+        )
+        return Decision(labels, confidence, None)

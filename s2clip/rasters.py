@@ -7,6 +7,7 @@ with Raster("scene.tif") as raster:
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -85,7 +86,7 @@ def segment_raster(
         if path.exists() and path.samefile(raster.name):
             raise ValueError(f"folder: {path} is the raster itself; choose another folder or stem")
     ground = Ground(raster.height, raster.width, raster.crs, raster.transform)
-    grid = {"window": window, "overlap": overlap, "anchor": raster.anchor}
+    grid: dict[str, Any] = {"window": window, "overlap": overlap, "anchor": raster.anchor}
     described = {"bands": raster.bands, "ranges": raster.ranges, **grid}
     tiles = Tiles(folder / f"{stem}.windows", ground, segmenter.classes, {**described, **(plan or {})})
     tiles.start(resume)
@@ -174,7 +175,7 @@ def _filled(picture: np.ndarray, valid: np.ndarray, window: int) -> np.ndarray:
 def _reading(tiles: Tiles, layout: Sequence[Cell]) -> Iterator[tuple[int, Box, Callable[[], Any] | None]]:
     for cell in layout:
         path = tiles.path(cell.row, cell.column)
-        yield cell.row, cell.core, (lambda path=path: tiles.read(path)) if path.exists() else None
+        yield cell.row, cell.core, partial(tiles.read, path) if path.exists() else None
 
 
 def _counts(tiles: Tiles, paths: Sequence[os.PathLike]) -> np.ndarray:

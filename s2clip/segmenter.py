@@ -129,15 +129,29 @@ class Segmenter(Predictor):
         from s2clip.loading import load_parts
 
         _check_keywords(fields)
-        method_options = {"fields": fields, "geometry": {"short_side": short_side, "crop": crop, "stride": stride}}
-        names = {"vfm": vfm, "sam": sam, "diffusion_model": diffusion_model}
-        refinement = {"refine": refine, "refine_options": refine_options}
-        refinement |= {"regions": regions, "region_options": region_options}
-        speed = {"compile": compile, "cuda_graphs": cuda_graphs, "text_cache": text_cache, "max_memory": max_memory}
-        options = {"weights": weights, "device": device, "dtype": dtype}
-        options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        parts = load_parts(model, method, **method_options, **names, **refinement, **speed, **options)
-        limits = {"max_pixels": max_pixels, "max_seconds": max_seconds}
+        parts = load_parts(
+            model,
+            method,
+            fields=fields,
+            geometry={"short_side": short_side, "crop": crop, "stride": stride},
+            vfm=vfm,
+            sam=sam,
+            diffusion_model=diffusion_model,
+            refine=refine,
+            refine_options=refine_options,
+            regions=regions,
+            region_options=region_options,
+            max_memory=max_memory,
+            cuda_graphs=cuda_graphs,
+            compile=compile,
+            text_cache=text_cache,
+            weights=weights,
+            device=device,
+            dtype=dtype,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "max_seconds": max_seconds}
         return cls(**parts, max_batch=max_batch, mix_pictures=mix_pictures, **limits)
 
     @property
@@ -192,7 +206,7 @@ class Segmenter(Predictor):
 
         Raises `ImageError` for a picture that cannot be used, `ValueError` where no classes were set.
         """
-        if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        if isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4):
             return list(self.stream(source))
         return next(self.stream([source], workers=0))
 
@@ -271,8 +285,8 @@ class Segmenter(Predictor):
         cap = self._encoder.cap
         if cap is None:
             return [len(batch)]
-        sizes = [None if isinstance(one, Failure) else tuple(one.pixels.shape[1:]) for one in batch]
-        return cap.together([0 if size is None else self._encoder.plan(size).resident for size in sizes])
+        plans = [None if isinstance(one, Failure) else self._encoder.plan(_size(one)) for one in batch]
+        return cap.together([0 if plan is None else plan.resident for plan in plans])
 
     @sheltered()
     def _compute(self, pictures: Sequence[Picture]) -> pipeline.Finish:
@@ -320,7 +334,9 @@ class Segmenter(Predictor):
         _check_encoded("scores", encoded)
         words, number = self._chosen(classes, background)
         settings = words.class_index, number, self._models, self.method
-        return self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
+        maps = self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
+        assert maps is not None, "asked for above"
+        return maps
 
     @sheltered()
     def refine(self, image: Source, labels: Tensor, scores: Tensor) -> Result:
@@ -402,6 +418,10 @@ def _check_encoded(call: str, encoded: object) -> None:
     if not isinstance(encoded, Encoded):
         hint = f"; {call}(segmenter.encode(picture), classes), or segmenter(picture) with the classes set"
         reject("encoded", "what encode() gives", _short(encoded) + hint)
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    return picture.pixels.shape[1], picture.pixels.shape[2]
 
 
 def _short(value: object) -> str:

@@ -28,12 +28,14 @@ def test_loads_no_kernel_no_model_library_and_no_gpu(tmp_path):
     code = """
         import sys
         import torch
+        heavy = {"triton", "open_clip", "timm", "segment_anything", "torchvision", "transformers", "huggingface_hub"}
+        loaded = lambda: sorted((heavy | {"PIL"}) & {name.split(".")[0] for name in sys.modules})
         import s2clip.ops
-        heavy = {"triton", "open_clip", "timm", "segment_anything", "torchvision", "PIL", "transformers"}
-        print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
-        print(torch.cuda.is_initialized())
+        print(loaded())
+        import s2clip.segmenter
+        print(loaded(), torch.cuda.is_initialized())
     """
-    assert fresh(code, tmp_path).split("\n") == ["[]", "False"]
+    assert fresh(code, tmp_path).split("\n") == ["[]", "['PIL'] False"]
 
 
 def test_package_alone_does_not_even_load_torch(tmp_path):

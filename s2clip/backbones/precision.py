@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 
 # Read in fp32 where they are used: sums with tokens are rounded once, after the sum.
@@ -65,6 +64,8 @@ def freeze(
 
 
 def _replace_layer_norms(model: nn.Module) -> None:
+    from open_clip.transformer import LayerNormFp32
+
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.LayerNorm) and not isinstance(child, LayerNormFp32):

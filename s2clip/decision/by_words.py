@@ -39,7 +39,8 @@ class WordScores(ScoreMaps):
         at_once: int,
         device: torch.device,
     ) -> None:
-        self.maps, self.size, self.scale, self.at_once, self.device = maps, tuple(size), scale, at_once, device
+        self.maps, self.size, self.scale = maps, (size[0], size[1]), scale
+        self.at_once, self.device = at_once, device
         self.class_index = tuple(class_index)
         self.classes = max(class_index) + 1
         self.fine_size = half_size(size)
@@ -52,6 +53,7 @@ class WordScores(ScoreMaps):
         """Labels [H,W] int64 and confidence [H,W] fp32 by the rules of `Method`; -1 where a cosine is not finite."""
         best = self._best(self.size)
         if area_threshold is not None:
+            assert background is not None  # `Segmenter.set_classes` refuses it
             area = torch.bincount(best.labels.flatten(), minlength=self.classes)
             area[background] = 0
             dropped = area <= area_threshold * area.sum()
@@ -60,12 +62,13 @@ class WordScores(ScoreMaps):
             best = self._best(self.size, without=self._dropped)._replace(log_sum=best.log_sum)
         labels, confidence = best.labels, (best.largest - best.log_sum).exp_()
         if threshold:
+            assert background is not None  # without one `Predictor` asks with no threshold
             labels = labels.masked_fill(confidence < threshold, background)
         return labels.masked_fill(~confidence.isfinite(), -1), confidence
 
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
         rows = {index: row for row, index in enumerate(classes) if index not in self._dropped}
-        planes, log_sum = torch.zeros(len(classes), *size, device=self.device), self._log_sum(tuple(size))
+        planes, log_sum = torch.zeros(len(classes), *size, device=self.device), self._log_sum((size[0], size[1]))
         words = [word for word, index in enumerate(self.class_index) if index in rows]
         for word, plane in self._scaled(words, size):
             own = planes[rows[self.class_index[word]]]

@@ -27,7 +27,9 @@ def neighbour_weights(image: Tensor, dilations: Sequence[int]) -> Tensor:
     """A [P,H,W] of a picture [C,H,W], float; each pixel's sum to 1."""
     count = 9 * len(dilations)
     mean = sum(_neighbours(image, dilations, centre=True)) / count
-    squares = sum((neighbour - mean).square() for neighbour in _neighbours(image, dilations, centre=True))
+    squares = torch.zeros_like(image)
+    for neighbour in _neighbours(image, dilations, centre=True):
+        squares += (neighbour - mean).square()
     spread = 1e-8 + 0.1 * (squares / (count - 1)).sqrt()
     likeness = torch.empty(8 * len(dilations), *image.shape[1:], dtype=image.dtype, device=image.device)
     for plane, neighbour in zip(likeness, _neighbours(image, dilations), strict=True):

@@ -54,10 +54,17 @@ def decide_picture(
         labels, confidence = decide(cosines, *settings)
         return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
     if encoded.words_at_once is not None and encoded.words_at_once < len(text):
-        options = {"scale": method.logit_scale, "class_index": class_index, "device": text.device}
-        scores = WordScores(lambda words: maps(words)[0], encoded.size, at_once=encoded.words_at_once, **options)
-        rules = {"threshold": method.threshold, "area_threshold": method.area_threshold}
-        labels, confidence = scores.decide(background=background, **rules)
+        scores = WordScores(
+            lambda words: maps(words)[0],
+            encoded.size,
+            scale=method.logit_scale,
+            class_index=class_index,
+            at_once=encoded.words_at_once,
+            device=text.device,
+        )
+        labels, confidence = scores.decide(
+            threshold=method.threshold, background=background, area_threshold=method.area_threshold
+        )
         return Decision(labels, confidence, scores if with_scores else None)
     cosines = maps(range(len(text)))
     settings = (encoded.size, class_index, method, background)
@@ -92,8 +99,8 @@ def along_edges(cosines: Tensor, encoded: Encoded, method: Method) -> Tensor:
     """
     image = resize(encoded.picture.to(cosines.device, non_blocking=True), encoded.canvas, rounded=method.round_pixels)
     image = F.interpolate(image[None], encoded.size, mode="bilinear", align_corners=False)[0]
-    settings = {"iterations": method.pamr_iterations, "dilations": method.pamr_dilations}
-    return pamr.refine_maps(cosines[0], encoded.size, image, **settings)[None]
+    iterations, dilations = method.pamr_iterations, method.pamr_dilations
+    return pamr.refine_maps(cosines[0], encoded.size, image, iterations=iterations, dilations=dilations)[None]
 
 
 def _cosines(features: Tensor, text: Tensor) -> Tensor:
@@ -124,6 +131,7 @@ def decide(
     scores = _without_small_classes(cosines, size, class_index, method, background)
     labels = scores.argmax(0)
     confidence = scores.gather(0, labels[None])[0]
+    assert background is not None  # as for the classes' area
     return labels.masked_fill(confidence < method.threshold, background), confidence
 
 
@@ -143,8 +151,10 @@ def score_maps(
 
 
 def _without_small_classes(
-    cosines: Tensor, size: tuple[int, int], class_index: tuple[int, ...], method: Method, background: int
+    cosines: Tensor, size: tuple[int, int], class_index: tuple[int, ...], method: Method, background: int | None
 ) -> Tensor:
+    assert method.area_threshold is not None  # who calls has looked
+    assert background is not None  # `Segmenter.set_classes` refuses it
     scores = ops.class_scores(cosines, size, scale=method.logit_scale, class_index=class_index)[0]
     area = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
     area[background] = 0

@@ -63,10 +63,11 @@ class ScoreMaps:
     def summary(self, class_map: Tensor) -> Summary:
         """class_map [h,w] of any integers → `Summary` at its size. A score that is not finite makes `best` so."""
         size = (class_map.shape[0], class_map.shape[1])
-        best, own, peaks = None, None, []
+        best = own = torch.empty(0)
+        peaks: list[Tensor] = []
         for group in self.chunks(range(self.classes), self.largest(size)):
             planes = self.planes(group, size)
-            if own is None:  # fp64 where the planes are
+            if not peaks:  # fp64 where the planes are
                 best, own = planes.new_full(size, float("-inf")), planes.new_zeros(size)
             torch.maximum(best, planes.amax(0) if len(group) > 1 else planes[0], out=best)
             peaks.append(planes.flatten(1).amax(1))
@@ -85,7 +86,7 @@ class DenseScores(ScoreMaps):
         self.scores = scores
         self.classes = scores.shape[0]
         self.device = scores.device
-        self.fine_size = tuple(scores.shape[1:])
+        self.fine_size = (scores.shape[1], scores.shape[2])
 
     @sheltered()
     def planes(self, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -106,7 +107,7 @@ class DenseScores(ScoreMaps):
             yield range(self.classes), self.scores
 
     def largest(self, size: tuple[int, int]) -> tuple[int, int]:
-        return max(tuple(size), self.fine_size, key=lambda sides: sides[0] * sides[1])
+        return max((size[0], size[1]), self.fine_size, key=lambda sides: sides[0] * sides[1])
 
 
 class LogitScores(ScoreMaps):
@@ -171,7 +172,7 @@ class LogitScores(ScoreMaps):
         return F.interpolate(stretched, size[1], mode="linear", align_corners=False)
 
     def _log_sum(self, size: tuple[int, int]) -> Tensor:
-        size = tuple(size)
+        size = (size[0], size[1])
         if size not in self._normaliser:
             words, total = range(len(self.logits)), torch.empty(size, device=self.device)
             for strip in self._strips(len(words), size):

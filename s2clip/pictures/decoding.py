@@ -6,9 +6,10 @@ Whatever a decoder raises becomes `Unusable`. Users come by `s2clip.pictures.bou
 import os
 import stat
 import struct
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -106,11 +107,13 @@ def _headed(kind: str, data: bytes) -> Image.Image:
     for others; ours is an argument.
     """
     if kind == "JPEG":  # the factory looks for further pictures first, and warns of what it finds
-        from PIL.JpegImagePlugin import JpegImageFile as factory
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        factory: Callable[[IO[bytes], str | bytes], Image.Image] = JpegImageFile
     else:
         factory = Image.OPEN[kind][0]
     try:
-        return factory(BytesIO(data), None)
+        return factory(BytesIO(data), "")
     except MemoryError:
         raise
     except Exception as error:

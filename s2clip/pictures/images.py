@@ -64,7 +64,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, max_seconds: flo
         name = os.fsdecode(source)
         if name.startswith(("http://", "https://")):
             raise _error(name, "addresses are not fetched; download the picture and give its path")
-        content = name
+        content: str | bytes = name
     elif isinstance(source, bytes) or hasattr(source, "read"):
         name, content = _content(source)
     else:

@@ -146,7 +146,7 @@ class Raster:
         if self._colours is not None:
             picture = self._colours[values[0]]
         elif self.ranges is None:
-            picture = np.stack(values, axis=-1)
+            picture = np.stack(list(values), axis=-1)
         else:
             scaled = [_scaled(band, low, high) for band, (low, high) in zip(values, self.ranges, strict=True)]
             picture = np.stack(scaled, axis=-1)
@@ -235,5 +235,6 @@ def _anchor(transform: Any) -> tuple[int, int]:
 
 def _scaled(band: np.ndarray, low: float, high: float) -> np.ndarray:
     """round(255·(v - low)/(high - low)), cut to 0..255; NaN gives 0."""
-    scaled = (band.astype(np.float32 if band.dtype.itemsize < 4 else np.float64) - low) * (255 / (high - low))
+    number = np.float32 if band.dtype.itemsize < 4 else np.float64
+    scaled = np.subtract(band.astype(number), low) * (255 / (high - low))
     return np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -60,7 +60,7 @@ def read_batches(
     *,
     batch_size: int,
     workers: int,
-) -> Iterator[list[Picture | Failure]]:
+) -> Generator[list[Picture | Failure], None, None]:
     """Batches of at most `batch_size` decoded sources, in order; the next batch is decoded while this one is used.
 
     The caller's thread pulls the sources, one batch further than it was given, so a source that blocks blocks nobody

@@ -73,7 +73,8 @@ def _tags(handle: BinaryIO, whole: int) -> tuple[dict[int, tuple[int, int, bytes
         size, inline = (20, 8) if big else (12, 4)
         if place + count * size > whole:
             raise Unusable("truncated or damaged: its directory lies beyond the end")
-        fields, tags, pointed = handle.read(count * size), {}, 0
+        tags: dict[int, tuple[int, int, bytes]] = {}
+        fields, pointed = handle.read(count * size), 0
         for start in range(0, len(fields), size):
             tag, kind, number = struct.unpack_from(order + ("HHQ" if big else "HHI"), fields, start)
             length = (TYPE_BYTES[kind] if kind < len(TYPE_BYTES) else 1) * number

@@ -35,7 +35,10 @@ def resized_size(
         [long_side / max(height, width)] if long_side is not None and (limits or max(height, width) > long_side) else []
     )
     factor = min(limits, default=1.0)
-    return tuple(max(math.floor(side * factor / multiple + 0.5), 1) * multiple for side in (height, width))
+    resized_height, resized_width = (
+        max(math.floor(side * factor / multiple + 0.5), 1) * multiple for side in (height, width)
+    )
+    return resized_height, resized_width
 
 
 def resize(image: Tensor, size: tuple[int, int], *, antialias: bool = False, rounded: bool = False) -> Tensor:
@@ -170,6 +173,7 @@ class WindowMean:
     def result(self) -> Tensor:
         """[C,H,W]; to be asked for once, when all windows were added."""
         assert self.added == len(self.boxes), (self.added, len(self.boxes))
+        assert self.total is not None
         hits = self.total.new_zeros(self.size)
         for box in self.boxes:
             hits[box.top : box.bottom, box.left : box.right] += 1
@@ -193,7 +197,8 @@ class Splice:
         ratio = max(1, round(maps.shape[2] / rows))
         if self.mean is None:
             cells = [Box(*(side // self.patch * ratio for side in box)) for box in self.boxes]
-            self.mean = WindowMean(cells, tuple(side // self.patch * ratio for side in self.size))
+            height, width = (side // self.patch * ratio for side in self.size)
+            self.mean = WindowMean(cells, (height, width))
         grid = (rows * ratio, columns * ratio)
         if tuple(maps.shape[2:]) != grid:
             maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
@@ -201,4 +206,5 @@ class Splice:
 
     def result(self) -> Tensor:
         """To be asked for once, when all windows were added."""
+        assert self.mean is not None, "no window was added"
         return self.mean.result()

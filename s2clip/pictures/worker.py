@@ -6,6 +6,7 @@ the first such file comes, and is kept for the next. Its stderr goes nowhere: wh
 
 import atexit
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -56,12 +57,17 @@ class Worker:
     def __init__(self) -> None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", _PROGRAM.format([os.path.abspath(path) for path in sys.path])]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipe = subprocess.PIPE
         try:
-            self.process = subprocess.Popen(command, env=environment, **pipes)
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+            )
         except (OSError, ValueError) as error:
             raise Unusable(f"needs a process to read it, which could not be started: {error}") from None
-        if self.process.stdout.readline() != b"ready\n":
+        assert self.process.stdin is not None
+        assert isinstance(self.process.stdout, io.BufferedReader)
+        self.requests, self.answers = self.process.stdin, self.process.stdout
+        if self.answers.readline() != b"ready\n":
             self.end()
             raise Unusable("needs a process to read it, which could not be started")
 
@@ -80,8 +86,8 @@ class Worker:
         timer.daemon = True
         timer.start()
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n" + content)
-            self.process.stdin.flush()
+            self.requests.write(json.dumps(request).encode() + b"\n" + content)
+            self.requests.flush()
             return self._answer()
         except (OSError, ValueError):
             if late.is_set():
@@ -94,14 +100,14 @@ class Worker:
 
     def _answer(self) -> tuple[Any, str | None]:
         """`ValueError` where the process ended."""
-        head = json.loads(self.process.stdout.readline())
+        head = json.loads(self.answers.readline())
         if "error" in head:
             return None, head["error"]
         if "size" in head:
             return tuple(head["size"]), None
         values = np.empty(head["shape"], head["dtype"])
-        view = memoryview(values).cast("B")
-        if self.process.stdout.readinto(view) != len(view):
+        view = values.data.cast("B")
+        if self.answers.readinto(view) != len(view):
             raise ValueError("ended")
         return values, None
 
@@ -109,7 +115,7 @@ class Worker:
         """Stop the process and wait for it."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.requests, self.answers):
             with contextlib.suppress(OSError):
                 pipe.close()
 
@@ -145,17 +151,19 @@ def serve() -> None:
 
 
 def _reply(answers: BinaryIO, task: str, source: str | bytes, max_pixels: int) -> None:
+    head: dict[str, Any]
+    values: bytes | memoryview = b""
     try:
         answer = decoding.guarded(task, source, max_pixels, plain_only=False)
     except Unusable as error:
-        head, values = {"error": str(error)}, b""
+        head = {"error": str(error)}
     else:
         if isinstance(answer, tuple):
-            head, values = {"size": answer}, b""
+            head = {"size": answer}
         else:
-            values = np.ascontiguousarray(answer)
-            head = {"shape": values.shape, "dtype": str(values.dtype.newbyteorder("="))}
-            values = memoryview(values.astype(values.dtype.newbyteorder("="), copy=False)).cast("B")
+            native = answer.dtype.newbyteorder("=")
+            head = {"shape": answer.shape, "dtype": str(native)}
+            values = np.ascontiguousarray(answer).astype(native, copy=False).data.cast("B")
     answers.write(json.dumps(head).encode() + b"\n")
     answers.write(values)
     answers.flush()

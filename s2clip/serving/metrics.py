@@ -1,5 +1,7 @@
 """What Prometheus is told of a service; the processes that compute say it by headers of their answers."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 STAGES = "server-timing"
@@ -14,7 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("s2clip_requests", "Requests by status", ["status"], **own)
         self.seconds = Histogram(
             "s2clip_request_seconds", "From first byte to last", ["status"], buckets=SECONDS, **own

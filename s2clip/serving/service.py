@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from s2clip.encoding.encoded import Encoded
@@ -154,11 +155,10 @@ class Service:
             known.add(task.sha256)
 
     def _encode(self, segmenter: Segmenter, pictures: Mapping[str, bytes]) -> dict[str, Encoded | Refused]:
-        bounds = {"max_pixels": self.limits.max_pixels, "max_seconds": self.limits.max_seconds}
         done: dict[str, Encoded | Refused] = {}
         good: dict[str, Picture] = {}
         for sha256, content in pictures.items():
-            picture = read(content, **bounds)
+            picture = read(content, max_pixels=self.limits.max_pixels, max_seconds=self.limits.max_seconds)
             if isinstance(picture, Failure):
                 done[sha256] = Refused(422, "picture: " + _line(picture.error).removeprefix("bytes: "))
             else:
@@ -167,7 +167,7 @@ class Service:
         if not isinstance(encoded, Refused):
             return done | dict(zip(good, encoded, strict=True))
         for sha256, picture in good.items():  # one of them is at fault; the others are answered
-            alone = _or_refused(lambda picture=picture: segmenter.encode_batch([picture]))
+            alone = _or_refused(partial(segmenter.encode_batch, [picture]))
             done[sha256] = alone if isinstance(alone, Refused) else alone[0]
         return done
 

@@ -135,6 +135,7 @@ def _pieces(text: str) -> list[str]:
     pieces, place = [], 0
     while True:
         found = _PIECE.match(text, place)
+        assert found is not None, "the pattern takes an empty piece, too"
         pieces.append(next((part for part in (found[2], found[3], found[4]) if part is not None), "").strip())
         if found.end() >= len(text):
             return pieces

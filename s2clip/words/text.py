@@ -79,7 +79,10 @@ def vocabulary(classes: str | Sequence[str], *, allow_repeats: bool = False) -> 
     entries = entries_of(classes)
     if not entries or entries == [""]:
         reject("classes", "at least one name", "none")
-    names, words, class_index, seen = [], [], [], {}
+    names: list[str] = []
+    words: list[str] = []
+    class_index: list[int] = []
+    seen: dict[str, str] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
             reject("classes", "strings", f"{entry!r} at position {index}")
@@ -107,6 +110,7 @@ def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
 
         own = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
         return own + SCENES if templates == "imagenet85" else own
+    assert not isinstance(templates, str), templates  # `Method` takes no other name
     return templates
 
 

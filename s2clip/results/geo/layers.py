@@ -46,7 +46,7 @@ def write_layers(
             batches = _batches(regions, ground)
             for shapes, rows in batches:
                 fields = _fields(rows, names, ground)
-                if temporary is not None:
+                if temporary is not None and gpkg is not None:
                     with written_by_others(gpkg):
                         _append(temporary, shapes, fields, ground, new=not count)
                 if text is not None:
@@ -57,7 +57,7 @@ def write_layers(
                 _append(temporary, [], _fields([], names, ground), ground, new=True)
             if text is not None:
                 text.write(b"\n]}\n")
-        if temporary is not None:
+        if temporary is not None and gpkg is not None:
             with writing(gpkg):
                 os.replace(temporary, gpkg)
     finally:
@@ -89,8 +89,10 @@ def _areas(shapes: Any, batch: Sequence[Region], ground: Ground) -> list[float]:
     if ground.crs is None:
         return [float(one.pixels) for one in batch]
     if ground.crs.is_projected:
-        return (shapely.area(shapes) * ground.crs.linear_units_factor[1] ** 2).tolist()
-    return shapely.area(_moved(shapes, ground.crs, EQUAL_AREA)).tolist()
+        areas = shapely.area(shapes) * ground.crs.linear_units_factor[1] ** 2
+    else:
+        areas = shapely.area(_moved(shapes, ground.crs, EQUAL_AREA))
+    return [float(area) for area in areas]
 
 
 def _moved(shapes: Any, crs: Any, target: str) -> Any:
