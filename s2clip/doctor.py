@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from s2clip.backbones.checkpoints import CHECKPOINTS, find_local, is_offline
-from s2clip.results.result import versions
+from s2clip.results.sidecars import versions
 
 OLDEST_TORCH = "2.10"
 TINY = ("clip", "dino", "sam")

@@ -106,9 +106,9 @@ def test_doctor_reports_and_fails_on_a_problem(run, monkeypatch):
 
 def test_doctor_does_without_triton(run, monkeypatch):
     import s2clip.doctor
-    import s2clip.results.result
+    import s2clip.results.sidecars
 
-    without = {**s2clip.results.result.versions(), "triton": None}
+    without = {**s2clip.results.sidecars.versions(), "triton": None}
     monkeypatch.setattr(s2clip.doctor, "versions", lambda: without)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     result = run("doctor")

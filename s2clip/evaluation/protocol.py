@@ -13,7 +13,7 @@ from s2clip.errors import OutputError
 from s2clip.evaluation.metrics import IGNORE
 from s2clip.evaluation.records import FOLDER
 from s2clip.files import write_json
-from s2clip.results.result import versions
+from s2clip.results.sidecars import versions
 from s2clip.values import differences
 
 FILE = "protocol.json"

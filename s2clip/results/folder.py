@@ -18,7 +18,7 @@ from s2clip import lines
 from s2clip.files import Together, place, writable_folder
 from s2clip.results import sidecars
 from s2clip.results.formats.dataset import Dataset
-from s2clip.results.result import Result, write_classes, write_run
+from s2clip.results.result import Result
 from s2clip.temporaries import Room, remove_leftovers
 
 ROOM = 1 << 16
@@ -57,7 +57,7 @@ class OutputFolder:
         writable_folder(self.path)
         for folder in {self.path / Path(stem).parent for stem in self.stems.values()}:
             remove_leftovers(folder)
-        write_classes(self.path, classes, background)
+        sidecars.write_classes(self.path, classes, background)
         self._write_run([])
         self._hold_room()
 
@@ -136,7 +136,9 @@ class OutputFolder:
         images = [{key: value for key, value in one.items() if key not in own} for one in self.records.values()]
         known = {image.get("source") for image in images}
         earlier = [one for one in sidecars.read_images(self.path) if one.get("source") not in known]
-        write_run(self.path, self._settings, [*earlier, *images], settings_sha256=self._digest, failed=list(failed))
+        sidecars.write_run(
+            self.path, self._settings, [*earlier, *images], settings_sha256=self._digest, failed=list(failed)
+        )
 
 
 def _state(picture: Path) -> list[int]:

@@ -14,12 +14,10 @@ Files of a picture named STEM:
 
 import importlib
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from importlib.util import find_spec
 from io import BytesIO
 from os import PathLike
@@ -32,12 +30,12 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
-from s2clip.files import Together, writable_folder, write_json, writing
-from s2clip.results.colours import class_colours, png_palette
+from s2clip.files import Together, writable_folder, writing
+from s2clip.results.colours import png_palette
 from s2clip.results.formats import DATASETS, open_datasets
 from s2clip.results.formats.labelme import labelme_bytes
 from s2clip.results.formats.objects import to_supervision, to_transformers
-from s2clip.results.sidecars import check_same, identity, read_identity, read_images
+from s2clip.results.sidecars import check_same, identity, read_identity, read_images, write_classes, write_run
 from s2clip.results.visualize import overlay
 from s2clip.shelter import sheltered
 from s2clip.version import __version__
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
 
 FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz", "labelme": ".labelme.json"}
 IGNORE = 255
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "open_clip_torch", "timm", "segment-anything")
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,43 +314,6 @@ def check_formats(formats: Sequence[str], others: Sequence[str] = ()) -> tuple[s
     if "coco" in formats and find_spec("pycocotools") is None:
         raise OutputError("formats: 'coco' needs pycocotools: pip install 's2clip[coco]'")
     return formats
-
-
-def write_classes(folder: str | PathLike[str], classes: Sequence[str], background: int | None = None) -> Path:
-    """classes.json: id, name, words and colour of every class, the background's id and the value of ignored pixels."""
-    palette = class_colours(len(classes))
-    rows = [
-        {
-            "id": index,
-            "name": name,
-            "words": [word.strip() for word in name.split(";")],
-            "colour": palette[index].tolist(),
-        }
-        for index, name in enumerate(classes)
-    ]
-    path = Path(folder) / "classes.json"
-    write_json(path, {"classes": rows, "background": background, "ignore": 255 if len(classes) <= 255 else 65535})
-    return path
-
-
-def write_run(
-    folder: str | PathLike[str], settings: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
-) -> Path:
-    """run.json: how the label maps of a folder were made, enough to make them again."""
-    path = Path(folder) / "run.json"
-    write_json(path, {"settings": dict(settings), "versions": versions(), "images": list(images), **more})
-    return path
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions of what a result depends on; None where a package is absent."""
-    found: dict[str, str | None] = {"s2clip": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _encoded(image: Image.Image) -> bytes:

@@ -3,19 +3,26 @@
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import metadata
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from s2clip import lines
 from s2clip.errors import OutputError
+from s2clip.files import write_json
+from s2clip.results.colours import class_colours
 from s2clip.values import differences
+from s2clip.version import __version__
 
 CLASSES, RUN, MANIFEST = "classes.json", "run.json", "manifest.jsonl"
 LINE = (
     *("source", "height", "width", "files", "shares", "timings_ms"),
     *("path", "stem", "source_state", "bytes", "settings_sha256"),
 )
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "open_clip_torch", "timm", "segment-anything")
 SHOWN = 3
 FREE = ("device",)  # the same settings on another device give the same labels but for rounding
 
@@ -103,3 +110,40 @@ def _read(path: Path) -> Any:
         return None
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}); choose another folder") from None
+
+
+def write_classes(folder: str | PathLike[str], classes: Sequence[str], background: int | None = None) -> Path:
+    """classes.json: id, name, words and colour of every class, the background's id and the value of ignored pixels."""
+    palette = class_colours(len(classes))
+    rows = [
+        {
+            "id": index,
+            "name": name,
+            "words": [word.strip() for word in name.split(";")],
+            "colour": palette[index].tolist(),
+        }
+        for index, name in enumerate(classes)
+    ]
+    path = Path(folder) / "classes.json"
+    write_json(path, {"classes": rows, "background": background, "ignore": 255 if len(classes) <= 255 else 65535})
+    return path
+
+
+def write_run(
+    folder: str | PathLike[str], settings: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
+) -> Path:
+    """run.json: how the label maps of a folder were made, enough to make them again."""
+    path = Path(folder) / "run.json"
+    write_json(path, {"settings": dict(settings), "versions": versions(), "images": list(images), **more})
+    return path
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what a result depends on; None where a package is absent."""
+    found: dict[str, str | None] = {"s2clip": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
