@@ -48,6 +48,9 @@ class CLIPBackbone(nn.Module):
 
     prefix_tokens = 1
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: CLIP,

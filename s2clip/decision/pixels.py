@@ -40,9 +40,12 @@ def decide_picture(
         return along_edges(cosines, encoded, method) if method.pamr_iterations else cosines
 
     if method.purification is not None:
-        cosines = purification.window_cosines(encoded, text, method, clip.patch_size)
-        settings = (text, class_index, background, method, clip, canvas)
-        return purification.decide(encoded, cosines, *settings, with_scores=with_scores)
+        assert canvas is not None, "the encoder keeps it for purification"
+        of_windows = purification.window_cosines(encoded, text, method, clip.patch_size)
+        return purification.decide(
+            encoded, of_windows, text, class_index, background, method, clip, canvas, with_scores=with_scores
+        )
+    settings = (encoded.size, class_index, method, background)
     if method.propagation is not None:
         step = min(encoded.words_at_once or len(text), len(text))
         groups = [range(len(text))[start : start + step] for start in range(0, len(text), step)]
@@ -50,7 +53,6 @@ def decide_picture(
         cosines = propagation.propagate(
             torch.cat(cells), encoded, text, method.propagation, clip.std, rounded=method.round_pixels
         )[None]
-        settings = (encoded.size, class_index, method, background)
         labels, confidence = decide(cosines, *settings)
         return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
     if encoded.words_at_once is not None and encoded.words_at_once < len(text):
@@ -67,7 +69,6 @@ def decide_picture(
         )
         return Decision(labels, confidence, scores if with_scores else None)
     cosines = maps(range(len(text)))
-    settings = (encoded.size, class_index, method, background)
     labels, confidence = decide(cosines, *settings)
     return Decision(labels, confidence, score_maps(cosines, *settings) if with_scores else None)
 

@@ -65,6 +65,7 @@ def decide(
 ) -> Decision:
     """cosines: [Q,h,w] of each window on any grid; text [Q,C]; canvas: the picture as it was cut, [3,H,W] in [0,1]."""
     stage, flows = method.purification, encoded.extra["flow"]
+    assert stage is not None, "who calls has looked"
     windows = _windows(encoded, method, clip.patch_size)
     judged = torch.tensor([index != background for index in class_index])
     found = [
@@ -146,7 +147,8 @@ def _boxes(labels: np.ndarray, count: int, width: int, height: int) -> list[tupl
     least = [np.minimum.reduceat(place[order], starts) for place in (columns, rows)]
     most = [np.maximum.reduceat(place[order], starts) + 1 for place in (columns, rows)]
     ends = (np.minimum(end, limit - 1) for end, limit in zip(most, (width, height), strict=True))
-    return [tuple(map(int, box)) for box in zip(*least, *ends, strict=True)]
+    corners = zip(*least, *ends, strict=True)
+    return [(int(left), int(top), int(right), int(bottom)) for left, top, right, bottom in corners]
 
 
 def _settle(
