@@ -13,6 +13,8 @@ YOLO = ["opencv-python-headless>=4.10"]
 RADSEG = ["transformers>=4.57"]
 # GeoPackage by pyogrio and not by fiona: it takes arrays of geometries, and appends
 GEO = ["rasterio>=1.4.3", "pyogrio>=0.11", "shapely>=2"]
+VIDEO = ["av>=14"]
+HEIF = ["pillow-heif>=1.1"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 # FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
 SERVE = ["litserve>=0.2.16", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
@@ -37,6 +39,10 @@ TEST = [
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
     "lxml>=5",
+    "python-dateutil>=2.8",
+    "urllib3>=2",
+    "platformdirs>=4",
+    "attrs>=23",
     "imagesize>=1.4",
     "loguru>=0.7",
     "imgviz>=1.7",
@@ -44,6 +50,8 @@ TEST = [
     *PLOT,
     *DIFFUSION,
     *GEO,
+    *VIDEO,
+    *HEIF,
 ]
 LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML>=6", "types-tqdm>=4.66"]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
@@ -89,6 +97,8 @@ setup(
         "diffusion": DIFFUSION,
         "radseg": RADSEG,
         "geo": GEO,
+        "video": VIDEO,
+        "heif": HEIF,
         "plot": PLOT,
         "serve": SERVE,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],

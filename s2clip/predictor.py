@@ -211,6 +211,14 @@ class Predictor:
         rows = self._text((*words.words, *self._extension.extra_words), self.method.templates)
         return rows.double() if self.clip.dtype == torch.float64 else rows
 
+    @sheltered()
+    def encode_words(self, words: Sequence[str], templates: str | tuple[str, ...] | None = None) -> Tensor:
+        """[Q,C] float32, the unit vector of each word: the mean over the templates, the method's own by default.
+
+        Their products with the unit vectors of `encode(picture).features` are the cosines that labels are decided by.
+        """
+        return self._text(tuple(words), self.method.templates if templates is None else templates)
+
     def _segment(self, encoded: Sequence[Encoded], words: Vocabulary, background: int | None) -> list[Result]:
         """Results whose labels are still to be checked: on CUDA they may not have been computed yet."""
         results: list[Result] = []

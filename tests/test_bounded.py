@@ -71,7 +71,6 @@ REFUSED = {
     "frame": (gif_larger_than_its_screen(60_000), "over the limit of 64"),
     "lossless": (encoded("JPEG").replace(b"\xff\xc0", b"\xff\xc3", 1), "lossless JPEG is not read"),
     "12 bits": (encoded("JPEG").replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c", 1), "12 bits a sample"),
-    "heic": (b"\0\0\0\x18ftypheic" + bytes(64), "of kind HEIC"),
 }
 
 

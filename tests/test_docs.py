@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import rasterio
 from click.testing import CliRunner
@@ -64,10 +65,15 @@ def desk(tmp_path_factory):
     (tmp_path / "photos").mkdir()
     for path, seed in (("photo.jpg", 0), ("photos/a.jpg", 1), ("photos/b.jpg", 2)):
         Image.fromarray(scenes.generate(seed)[0]).save(tmp_path / path)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        film.mux(stream.encode(av.VideoFrame.from_ndarray(scenes.generate(3, (48, 64))[0], format="rgb24")))
+        film.mux(stream.encode())
     for folder in ("own/images", "own/labels"):
         (tmp_path / folder).mkdir(parents=True)
     Image.fromarray(scenes.generate(4, (48, 64))[0]).save(tmp_path / "own/images/a.jpg")
-    Image.fromarray(scenes.generate(4, (48, 64))[1] % 4).save(tmp_path / "own/labels/a.png")
+    Image.fromarray((scenes.generate(4, (48, 64))[1] % 4).astype("uint8")).save(tmp_path / "own/labels/a.png")
     bands = scenes.generate(3, (128, 160))[0].transpose(2, 0, 1)
     profile = {"height": 128, "width": 160, "count": 3, "dtype": "uint8", "crs": "EPSG:25832"}
     with rasterio.open(tmp_path / "scene.tif", "w", transform=from_origin(5e5, 5.5e6, 0.2, 0.2), **profile) as file:

@@ -13,10 +13,13 @@ import click
 
 from s2clip.cli.console import load_segmenter, progress, say, usage_errors
 from s2clip.cli.effects import refuse_without_effect
+from s2clip.cli.features import NAME as FEATURES
+from s2clip.cli.features import FeatureStream
 from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import model_options, output_options
 from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
+from s2clip.cli.video import parted, segment_film, video_options
 from s2clip.errors import ImageError, OutputError, reject
 
 logger = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
 
 
 @click.command(cls=OptionsCommand)
-@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB...")
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB|FILM|webcam:0...")
 @click.option(
     "--classes", multiple=True, metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.'
 )
@@ -42,7 +45,7 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
     "formats",
     default=("png", "overlay"),
     show_default=True,
-    help="Of png, overlay, coco, npz, labelme; data sets of the run: coco-dataset, yolo, label-studio, cvat; "
+    help="Of png, overlay, coco, npz, labelme, features; data sets of the run: coco-dataset, yolo, label-studio, cvat; "
     "of rasters: cog, confidence, gpkg, geojson, overlay (default: cog, overlay).",
 )
 @click.option("--per", default="region", show_default=True, help="Masks of the data sets: one per region or per class.")
@@ -52,6 +55,7 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
 @click.option("--max-megapixels", default=MEGAPIXELS, show_default=True, help="Larger pictures are refused unread.")
 @click.option("--max-seconds-per-picture", default=60.0, show_default=True, help="What decodes longer is refused.")
 @raster_options
+@video_options
 @model_options
 @output_options
 def segment(
@@ -71,6 +75,7 @@ def segment(
     max_megapixels: float,
     max_seconds_per_picture: float,
     raster_settings: dict[str, Any],
+    video_settings: dict[str, Any],
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
@@ -97,7 +102,10 @@ def segment(
     with usage_errors():
         source = click.get_current_context().get_parameter_source("formats")
         asked_formats = source is not None and source.name != "DEFAULT"
-        chosen = check_formats(usable_formats(formats, asked_formats), others=ONLY_RASTERS)
+        features = FEATURES in formats
+        formats = tuple(name for name in formats if name != FEATURES)
+        chosen = check_formats(usable_formats(formats, asked_formats), others=(FEATURES, *ONLY_RASTERS))
+        written = (*chosen, FEATURES) if features else chosen
         words = vocabulary(class_names(classes, classes_file))
         background_id = words.find(background)
         refuse_without_effect([(method, refine)], model_settings, threshold=threshold, background=background)
@@ -115,7 +123,10 @@ def segment(
             raise ValueError(
                 f"--resume: a data set of the run ({', '.join(runs)}) is written in one go; leave --resume out"
             )
-        found = find(sources, recursive=recursive, output=output, results=written_in)
+        films, stills = parted(sources, video_settings)
+        if films and resume:
+            raise ValueError("--resume: a film is segmented in one go; leave --resume out")
+        found = find(stills, recursive=recursive, output=output, results=written_in)
         pictures, failures = found.pictures, found.failures
         large = set(rasters.among(pictures))
         if large:
@@ -127,7 +138,7 @@ def segment(
     done: list[dict[str, Any]] = []
     stopped: OutputError | None = None
     asked = len(pictures)
-    if pictures:
+    if pictures or films:
         writable_folder(output)
         limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
         limits |= {} if threshold is None else {"threshold": threshold}
@@ -138,13 +149,14 @@ def segment(
         todo = [
             (picture, stem)
             for picture, stem in zip(pictures, stems, strict=True)
-            if not (resume and (rasters.done(folder, picture) if picture in large else folder.has(picture, chosen)))
+            if not (resume and (rasters.done(folder, picture) if picture in large else folder.has(picture, written)))
         ]
         if len(todo) < asked:
             say(f"{asked - len(todo)} of {asked} pictures were done before", err=True)
         if not as_json and show_progress:
             say(understood(words.classes))
-        results = segmenter.stream([picture for picture, _ in todo if picture not in large], on_error="record")
+        small = [picture for picture, _ in todo if picture not in large]
+        results: Any = FeatureStream(segmenter, small) if features else segmenter.stream(small, on_error="record")
         datasets = open_datasets(chosen, output, words.classes, per)
         own = [name for name in chosen if name not in datasets]
         try:
@@ -158,9 +170,10 @@ def segment(
                         result = next(results)
                         if isinstance(result, Failure):
                             raise result.error
-                        if not chosen:
+                        if not written:
                             raise ValueError(f"a picture, and --format {','.join(rasters.only)} is of rasters")
-                        record = folder.put(picture, stem, result, own, datasets, names=not no_names)
+                        more = {FEATURES: results.write(output, stem)} if features else {}
+                        record = folder.put(picture, stem, result, own, datasets, names=not no_names, more=more)
                     done.append(record)
                 except Exception as error:  # none of one picture's errors ends the others
                     if isinstance(error, OutputError) and error.errno not in OF_THE_NAME:
@@ -171,6 +184,20 @@ def segment(
                     continue
                 if not as_json and show_progress:
                     say(_summary(done[-1]))
+            for film in films if stopped is None else ():
+                how = {"max_pixels": limits["max_pixels"], "names": not no_names, "show_progress": show_progress}
+                try:
+                    record, problem = segment_film(segmenter, film, output, settings=video_settings, **how)
+                except Exception as error:
+                    if isinstance(error, OutputError) and error.errno not in OF_THE_NAME:
+                        stopped = error
+                        break
+                    failures.append((film, _one_line(error, film)))
+                    continue
+                done.append(record)
+                failures += [(film, problem)] if problem else []
+                if not as_json and show_progress:
+                    say(f"{film}: {record['frames']} frames -> {', '.join(record['files'].values())}")
         except KeyboardInterrupt:
             say(f"{asked - len(todo) + len(done)} of {asked} pictures are done; --resume does the others", err=True)
             raise

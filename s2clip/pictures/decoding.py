@@ -3,10 +3,12 @@
 Whatever a decoder raises becomes `Unusable`. Users come by `s2clip.pictures.bounded`.
 """
 
+import contextlib
 import os
 import stat
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -24,6 +26,7 @@ MAX_LABEL_PIXELS = 4 * MAX_PIXELS
 MAX_BYTES = 1024 * MIB
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+HEIF_KINDS = ("HEIC", "HEIF")
 INDEXED = ("L", "P", "1", "I", *SIXTEEN_BIT)
 PIXELS, LABELS, SIZE = "pixels", "labels", "size"
 ORIENTATION = 0x0112
@@ -74,6 +77,8 @@ def _content(task: str, handle: BinaryIO, whole: int, max_pixels: int, plain_onl
     prefix = handle.read(16)
     if prefix[:4] in TIFF_MARKS:
         return _tiff(task, handle, whole, max_pixels, plain_only)
+    if other_kind(prefix) in HEIF_KINDS and find_spec("pillow_heif") is not None:
+        return None if plain_only else _heif(task, prefix + handle.read(MAX_BYTES), max_pixels)
     kind = _kind(prefix)
     if whole > MAX_BYTES:
         raise Unusable(f"{whole / 1e9:.1f} GB, over the limit of {MAX_BYTES / 1e9:.1f}")
@@ -88,6 +93,21 @@ def _content(task: str, handle: BinaryIO, whole: int, max_pixels: int, plain_onl
         return _picture(task, image, structure, data, max_pixels)
 
 
+def _heif(task: str, data: bytes, max_pixels: int) -> Any:
+    """The main picture of a HEIF file, which libheif turns upright itself."""
+    import pillow_heif
+
+    with contextlib.suppress(AttributeError):
+        pillow_heif.options.THUMBNAILS = False
+    file = pillow_heif.open_heif(BytesIO(data), convert_hdr_to_8bit=True)
+    width, height = file.size
+    if task == SIZE:
+        return height, width
+    check_size(width, height, max_pixels)
+    image = file.to_pillow()
+    return label_ids(image, Structure("HEIF", False), b"") if task == LABELS else rgb(image)
+
+
 def _kind(prefix: bytes) -> str:
     """The name of the reader whose signature fits the first bytes."""
     Image.init()
@@ -97,6 +117,8 @@ def _kind(prefix: bytes) -> str:
             return name
     other = other_kind(prefix)
     known = f"not a picture that can be read ({', '.join(FORMATS)})"
+    if other in HEIF_KINDS:
+        known = "which needs pillow-heif: pip install 's2clip[heif]'"
     raise Unusable(f"a file of kind {other}, {known}" if other else known)
 
 

@@ -4,6 +4,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,12 +131,13 @@ def _in_folder(folder: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], 
     listed: list[tuple[Path, Path]] = []
     others: Counter[str] = Counter()
     folders: list[str] = []
+    heif = find_spec("pillow_heif") is not None
     for path in _walk(folder, recursive):
         if path.name.startswith("."):
             continue
         if path.is_dir():
             folders.append(path.name)
-        elif path.suffix.lower() in SUFFIXES:
+        elif path.suffix.lower() in SUFFIXES or (heif and KINDS.get(path.suffix.lower()) == "HEIC"):
             listed.append((path, path.relative_to(folder) if recursive else Path(path.name)))
         elif path.suffix.lower() in KINDS:
             others[f"{KINDS[path.suffix.lower()]} ({path.suffix.lower()})"] += 1

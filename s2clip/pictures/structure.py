@@ -23,7 +23,11 @@ PLAIN_LIMIT = MIB + BYTES_PER_PIXEL * PLAIN_PIXELS
 SIGNATURES = (  # kinds that people have and that no reader here takes, by their first bytes and the place of those
     (b"ftypheic", 4, "HEIC"),
     (b"ftypheix", 4, "HEIC"),
+    (b"ftyphevc", 4, "HEIC"),
+    (b"ftypheim", 4, "HEIC"),
+    (b"ftypheis", 4, "HEIC"),
     (b"ftypmif1", 4, "HEIF"),
+    (b"ftypmsf1", 4, "HEIF"),
     (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
     (b"\xff\x0a", 0, "JPEG XL"),
     (b"%PDF", 0, "PDF"),

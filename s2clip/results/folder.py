@@ -82,10 +82,12 @@ class OutputFolder:
         datasets: Mapping[str, Dataset],
         *,
         names: bool = True,
+        more: Mapping[str, Path] | None = None,
     ) -> dict[str, Any]:
         """Write all that there is of a picture, or nothing: its files, its part of data sets, its line of the manifest.
 
-        Returns its record. Raises `OutputError`, or what a format makes of the result.
+        more: files of the picture that were written before, by format. Returns its record. Raises `OutputError`, or
+        what a format makes of the result.
         """
         added: list[Dataset] = []
         files = Together()
@@ -95,10 +97,12 @@ class OutputFolder:
                 for name, dataset in datasets.items():
                     paths[name] = dataset.put(result, stem, files)
                     added.append(dataset)
-            record = result.record(paths)
+            record = result.record({**paths, **(more or {})})
             self.add(picture, stem, record)
         except BaseException:
             files.take_back()
+            for path in (more or {}).values():
+                path.unlink(missing_ok=True)
             for dataset in added:
                 dataset.take_back()
             raise
