@@ -70,6 +70,7 @@ picture: .venv/stamp  # the README's and docs/refinement.md's, after the weights
 	$(BIN)/s2clip demo -o out/picture
 	mkdir -p docs/images
 	cp out/picture/*.input.png docs/images/scene.png
+	cp out/picture/*.coarse.png docs/images/coarse.png
 	cp out/picture/*.overlay.png docs/images/demo.png
 	$(BIN)/python tools/refinement_figure.py
 

@@ -15,7 +15,7 @@ from s2clip.cli.demo import DEMO_SCENE
 def test_demo_writes_its_files_and_says_where(run, tmp_path):
     result = run("demo")
     assert result.exit_code == 0, result.output
-    for name in ("input.png", "png", "overlay.png"):
+    for name in ("input.png", "png", "overlay.png", "coarse.png"):
         path = f"out/demo/scene-{DEMO_SCENE}.{name}"
         assert path in result.stdout
         assert (tmp_path / path).is_file()
@@ -23,9 +23,20 @@ def test_demo_writes_its_files_and_says_where(run, tmp_path):
     assert np.asarray(opened(tmp_path / f"out/demo/scene-{DEMO_SCENE}.png")).shape == truth.shape
     for name in ("%", "load", "ms"):
         assert name in result.stdout
-    record = json.loads(run("demo", "--json", "--scene", "3").stdout)
-    assert record["source"] == "out/demo/scene-3.input.png"
+    record = json.loads(run("demo", "--json", "--scene", "3", "--refine", "none", "-o", "coarse").stdout)
+    assert record["source"] == "coarse/scene-3.input.png"
     assert 0 <= record["pixel_accuracy"] <= 1
+    assert "coarse" not in record["files"]
+
+
+def test_demo_shows_what_sam_changes(run, tmp_path):
+    record = json.loads(run("demo", "--json").stdout)
+    assert 0.9 < record["pixel_accuracy_coarse"] < record["pixel_accuracy"] <= 1
+    refined, coarse = (opened(tmp_path / record["files"][name]) for name in ("overlay", "coarse"))
+    assert refined.size[0] == coarse.size[0]
+    assert refined.tobytes() != coarse.tobytes()
+    coarse = json.loads(run("demo", "--json", "--refine", "none", "-o", "coarse").stdout)
+    assert coarse["pixel_accuracy"] == record["pixel_accuracy_coarse"]
 
 
 def test_evaluate_prints_methods_side_by_side(run):

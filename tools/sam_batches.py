@@ -74,7 +74,7 @@ class Scenes:
     def sample(self, batch: int, rows: int, mean: Tensor, std: Tensor) -> Sample:
         rng = self.generator
         h, w = AREAS[rng.integers(len(AREAS))]
-        real = self.maps is not None and (h, w) == (96, 128) and rng.random() < 0.62
+        real = self.maps is not None and (h, w) == (96, 128) and rng.random() < 0.45
         whole = real or ((h, w) == (96, 128) and rng.random() < 0.6)
         if real:
             chosen = rng.integers(len(self.maps[0]), size=batch)
@@ -164,7 +164,7 @@ class Scenes:
                 continue
             index, mask, _, _ = large[rng.integers(len(large))]
             box = tight_box(mask)
-            if kind > 0.6:
+            if kind > 0.72:
                 sides = np.tile(box[2:] - box[:2], 2)
                 box = box + rng.normal(0, 0.05, 4) * sides + rng.uniform(-1, 1, 4)
             rows_, columns = np.nonzero(mask)

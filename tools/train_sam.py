@@ -6,8 +6,8 @@ IoU)², and for points alone the best of the three masks (Kirillov et al. 2023, 
 An empty target is right where a region stands for nothing. Beside them two losses on the encoder alone, both of masks:
 pixel embeddings close to their segment's mean, and values of the last attention alike inside a segment.
 
-Threads take pictures each with a copy of the weights; their gradients meet in no fixed order, so that a run with more
-than one is not repeated to the bit.
+One process of one thread. Master weights, their gradients and their moving average are fp32; pictures pass through
+a copy in bf16 (sam_forward.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import math
-import threading
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sam_batches import SEGMENTS, Prompted, Sample, Scenes
+from sam_forward import decode, embed_masks, encode, to_cells
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -51,27 +50,12 @@ ARCHITECTURE = {
 # (box, point, mask) given or not, and how often
 COMBINATIONS = (
     *[(True, True, True)] * 10,
-    *[(True, False, False)] * 4,
-    *[(True, True, False)] * 2,
+    *[(True, False, False)] * 5,
+    (True, True, False),
     *[(True, False, True)] * 2,
     (False, True, True),
-    *[(False, True, False)] * 2,
+    (False, True, False),
 )
-
-
-def encode(sam: Sam, images: Tensor) -> tuple[Tensor, Tensor]:
-    """-> embeddings [B,C,g,g], values of the last attention [B,heads,g,g,d], fp32."""
-    encoder = sam.image_encoder
-    with torch.autocast("cpu", torch.bfloat16):
-        x = encoder.patch_embed(images) + encoder.pos_embed
-        for block in encoder.blocks[:-1]:
-            x = block(x)
-        last = encoder.blocks[-1]
-        width, qkv = x.shape[-1], last.attn.qkv
-        value = F.linear(last.norm1(x), qkv.weight[2 * width :], qkv.bias[2 * width :])
-        embeddings = encoder.neck(last(x).permute(0, 3, 1, 2))
-    value = value.float().unflatten(-1, (last.attn.num_heads, -1))
-    return embeddings.float(), value.permute(0, 3, 1, 2, 4)
 
 
 class EncoderLosses(nn.Module):
@@ -108,73 +92,74 @@ class EncoderLosses(nn.Module):
         return 0.5 * ((loss * same).sum() / same.sum() + (loss * (1 - same)).sum() / (1 - same).sum())
 
 
-def prompt_tokens(sam: Sam, prompts: Prompted, box: bool, point: bool) -> Tensor:
-    encoder = sam.prompt_encoder
-    side, tokens = encoder.input_image_size, []
+def prompt_tokens(sam: Sam, half: Sam, prompts: Prompted, box: bool, point: bool) -> Tensor:
+    """Positions by fp32's table, in which neighbouring pixels differ, the learned tokens by the bf16 copy."""
+    encoder, learned, tokens = sam.prompt_encoder, half.prompt_encoder, []
+    side = encoder.input_image_size
     if point:
-        place = encoder.pe_layer.forward_with_coords(prompts.points[:, None] + 0.5, side)
-        tokens.append(place + encoder.point_embeddings[1].weight)
+        place = encoder.pe_layer.forward_with_coords(prompts.points[:, None] + 0.5, side).bfloat16()
+        tokens.append(place + learned.point_embeddings[1].weight)
         if not box:
-            tokens.append(encoder.not_a_point_embed.weight.expand(len(place), 1, -1))
+            tokens.append(learned.not_a_point_embed.weight.expand(len(place), 1, -1))
     if box:
-        corners = encoder.pe_layer.forward_with_coords(prompts.boxes.view(-1, 2, 2) + 0.5, side)
-        tokens.append(corners + torch.cat([encoder.point_embeddings[2].weight, encoder.point_embeddings[3].weight]))
+        corners = encoder.pe_layer.forward_with_coords(prompts.boxes.view(-1, 2, 2) + 0.5, side).bfloat16()
+        tokens.append(corners + torch.cat([learned.point_embeddings[2].weight, learned.point_embeddings[3].weight]))
     return torch.cat(tokens, 1)
 
 
-def prompt_loss(sam: Sam, embedding: Tensor, prompts: Prompted, combination: tuple[bool, bool, bool]) -> tuple:
-    """One picture's embedding [1,C,g,g] -> loss, IoU of the single mask [R]."""
+def prompt_loss(
+    sam: Sam, half: Sam, embedding: Tensor, prompts: Prompted, combination: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """One picture's embedding [1,g²,C] in bf16 -> loss, IoU of the single mask [R]."""
     box, point, mask = combination
-    encoder, decoder = sam.prompt_encoder, sam.mask_decoder
-    prompted = prompt_tokens(sam, prompts, box, point)
-    rows, grid = len(prompted), embedding.shape[-1]
-    dense = encoder.mask_downscaling(prompts.masks) if mask else encoder.no_mask_embed.weight[:, :, None, None]
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(rows, -1, -1), prompted], 1)
-    multi = not box
+    encoder = half.prompt_encoder
+    tokens = prompt_tokens(sam, half, prompts, box, point)
+    dense = embed_masks(encoder, prompts.masks[:, 0].bfloat16()) if mask else encoder.no_mask_embed.weight[:, None]
+    source = (embedding + dense).expand(len(tokens), -1, -1)
+    position = sam.prompt_encoder.get_dense_pe()[0].flatten(1).mT.bfloat16()
     height, width = prompts.targets.shape[1:]
-    with torch.autocast("cpu", torch.bfloat16):
-        source = (embedding + dense).expand(rows, -1, -1, -1).bfloat16()
-        position = encoder.get_dense_pe().bfloat16().expand(rows, -1, -1, -1)
-        hidden, source = decoder.transformer(source, position, tokens.bfloat16())
-        source = source.mT.reshape(rows, -1, grid, grid)[:, :, : -(-height // 4), : -(-width // 4)]
-        upscaled = decoder.output_upscaling(source)[..., :height, :width]
-        networks = list(decoder.output_hypernetworks_mlps)[: 4 if multi else 1]
-        weights = torch.stack([network(hidden[:, 1 + i]) for i, network in enumerate(networks)], 1)
-        logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:]).float()
-        predicted = decoder.iou_prediction_head(hidden[:, 0]).float()[:, : len(networks)]
-    target = prompts.targets[:, None].expand_as(logits)
+    beyond = (0, -width % 4, 0, -height % 4)
+    target, weights = (to_cells(F.pad(one, beyond))[:, None] for one in (prompts.targets, prompts.weights))
+    size = (-(-height // 4), -(-width // 4))
+    logits, predicted = decode(half, source, position, tokens, size, 1 if box else 4)
+    logits, predicted = logits.float(), predicted.float()[:, : logits.shape[1]]
+    target = target.expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = logits.sigmoid()
     dice = 1 - (2 * (p * target).sum((2, 3)) + 20) / (p.sum((2, 3)) + target.sum((2, 3)) + 20)
-    losses = 2 * (entropy * prompts.weights[:, None]).mean((2, 3)) + dice
+    losses = 2 * (entropy * weights).sum((2, 3)) / (height * width) + dice
     with torch.no_grad():
         guess, truth = logits > 0, target > 0.5
         union = (guess | truth).sum((2, 3))
         iou = torch.where(union > 0, (guess & truth).sum((2, 3)) / union.clamp(min=1), 1.0)  # nothing for nothing: 1
     error = (predicted - iou).square()
     loss = losses[:, 0].mean() + error[:, 0].mean()
-    if multi:
+    if not box:
         loss = loss + 0.5 * losses[:, 1:].min(1).values.mean() + 0.3 * error[:, 1:].mean()
     return loss, iou[:, 0]
 
 
-def gradients(sam: Sam, extra: EncoderLosses, sample: Sample, combinations: list, share: float) -> tuple[list, dict]:
-    """Of all parameters of sam and extra; the encoder runs once per picture and the decoder once per prompt."""
-    embeddings, values = encode(sam, sample.images)
-    patch = extra.patch
+def gradients(
+    sam: Sam, half: Sam, extra: EncoderLosses, sample: Sample, combinations: list, share: float
+) -> tuple[list, dict]:
+    """Of all parameters of half and extra; the encoder runs once per picture and the decoder once per prompt."""
+    embeddings, values = encode(half, sample.images.bfloat16())
+    patch, grid = extra.patch, int(embeddings.shape[1] ** 0.5)
     rows, columns = (side // patch for side in sample.segments.shape[1:])
-    pixels = extra.pixels(embeddings[:, :, :rows, :columns], sample.segments[:, : rows * patch, : columns * patch])
-    cells = torch.randperm(rows * columns)[:192]
+    maps = embeddings.float().mT.unflatten(2, (grid, grid))[:, :, :rows, :columns]
+    pixels = extra.pixels(maps, sample.segments[:, : rows * patch, : columns * patch])
+    cells = torch.randperm(rows * columns)[:160]
     middle = sample.segments[:, patch // 2 :: patch, patch // 2 :: patch][:, :rows, :columns].flatten(1)[:, cells]
-    alike = extra.values(values[:, :, :rows, :columns].flatten(2, 3)[:, :, cells], middle)
-    inner = [p for name, p in sam.named_parameters() if not name.startswith("image_encoder")]
-    outer = [p for name, p in sam.named_parameters() if name.startswith("image_encoder")] + list(extra.parameters())
+    seen = values.float().unflatten(2, (grid, grid))[:, :, :rows, :columns].flatten(2, 3)
+    alike = extra.values(seen[:, :, cells], middle)
+    inner = [p for name, p in half.named_parameters() if not name.startswith("image_encoder")]
+    outer = [p for name, p in half.named_parameters() if name.startswith("image_encoder")] + list(extra.parameters())
     leaf = embeddings.detach().requires_grad_()
     total, ious, loss_sum = [None] * (len(inner) + 1), [], 0.0
     for index, (prompts, combination) in enumerate(zip(sample.prompts, combinations, strict=True)):
-        loss, iou = prompt_loss(sam, leaf[index : index + 1], prompts, combination)
+        loss, iou = prompt_loss(sam, half, leaf[index : index + 1], prompts, combination)
         own = torch.autograd.grad(loss / len(leaf), [leaf, *inner], allow_unused=True)
+        own = [own[0], *(None if one is None else one.float() for one in own[1:])]
         total = [a if b is None else b if a is None else a + b for a, b in zip(total, own, strict=True)]
         loss_sum += loss.item() / len(leaf)
         ious.append(iou.mean().item())
@@ -183,7 +168,7 @@ def gradients(sam: Sam, extra: EncoderLosses, sample: Sample, combinations: list
     )
     found = dict(zip(map(id, [*inner, *outer]), [*total[1:], *encoder], strict=True))
     figures = {"loss": loss_sum, "iou": float(np.mean(ious)), "pixels": pixels.item(), "values": alike.item()}
-    return [found[id(p)] for p in (*sam.parameters(), *extra.parameters())], figures
+    return [found[id(p)] for p in (*half.parameters(), *extra.parameters())], figures
 
 
 def start_from(sam: Sam, path: Path) -> None:
@@ -203,16 +188,16 @@ def start_from(sam: Sam, path: Path) -> None:
 
 
 class Trainer:
-    """The weights, their moving average, two optimizers, and threads that bring gradients."""
+    """The weights, their copy in bf16, their moving average, and two optimizers."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.lock, self.step, self.count, self.done = options, threading.Lock(), 0, 0, False
+        self.options, self.step, self.seen = options, 0, 0
+        torch.set_num_threads(1)
         self.generator = np.random.default_rng(options.seed)
         torch.manual_seed(options.seed)
         self.sam = build_sam(ARCHITECTURE)
-        with (
-            torch.no_grad()
-        ):  # 0.005·P must be seen: the first mask convolution starts 200 times larger, its bias small
+        with torch.no_grad():
+            # 0.005·P must be seen: the first mask convolution starts 200 times larger, its bias small
             first = self.sam.prompt_encoder.mask_downscaling[0]
             first.weight.mul_(200)
             first.bias.mul_(0.1)
@@ -222,11 +207,16 @@ class Trainer:
         self.extra = EncoderLosses(encoder["out_chans"], encoder["patch_size"])
         side = self.sam.prompt_encoder.mask_input_size[0]
         self.scenes = Scenes(options.scenes, encoder["img_size"], side, options.maps, options.cache, self.generator)
+        self.half = copy.deepcopy(self.sam).bfloat16()
         self.average = copy.deepcopy(self.sam).requires_grad_(False)
         self.parameters = [*self.sam.parameters(), *self.extra.parameters()]
         self.optimizers = self._optimizers()
         self.start = self.saved = time.perf_counter()
         self.recent: list[dict] = []
+        if options.state and options.state.exists():
+            stored = torch.load(options.state)
+            for name, part in self._parts().items():
+                part.load_state_dict(stored[name])
 
     def _optimizers(self) -> list:
         """Muon for the matrices inside blocks (its orthogonal steps learn faster), AdamW for the rest."""
@@ -246,47 +236,32 @@ class Trainer:
         muon = torch.optim.Muon(inside, lr=3e-3, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         return [muon, torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))]
 
+    def _parts(self) -> dict:
+        first, second = self.optimizers
+        return {"sam": self.sam, "average": self.average, "extra": self.extra, "muon": first, "adam": second}
+
     def run(self) -> None:
-        workers = [threading.Thread(target=self._work) for _ in range(self.options.threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        options = self.options
+        mean, std = self.sam.pixel_mean, self.sam.pixel_std
+        while (progress := (time.perf_counter() - self.start) / 60 / options.minutes) < 1:
+            for _ in range(options.accumulate):
+                with torch.no_grad():
+                    torch._foreach_copy_(list(self.half.parameters()), list(self.sam.parameters()))
+                sample = self.scenes.sample(options.batch, options.prompts, mean, std)
+                drawn = [COMBINATIONS[self.generator.integers(len(COMBINATIONS))] for _ in sample.prompts]
+                found, figures = gradients(self.sam, self.half, self.extra, sample, drawn, options.encoder_share)
+                for parameter, gradient in zip(self.parameters, found, strict=True):
+                    if gradient is not None:
+                        gradient = gradient.float() / options.accumulate
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                self.recent.append(figures)
+                self.seen += options.batch
+            self._advance(progress)
         self.save()
 
-    def _work(self) -> None:
-        torch.set_num_threads(1)
-        sam, extra, options = copy.deepcopy(self.sam), copy.deepcopy(self.extra), self.options
-        mine = [parameter.data for parameter in (*sam.parameters(), *extra.parameters())]
-        try:
-            while not self.done:
-                with self.lock:
-                    mean, std = self.sam.pixel_mean, self.sam.pixel_std
-                    sample = self.scenes.sample(options.batch, options.prompts, mean, std)
-                    drawn = [COMBINATIONS[self.generator.integers(len(COMBINATIONS))] for _ in sample.prompts]
-                    torch._foreach_copy_(mine, [parameter.data for parameter in self.parameters])
-                found, figures = gradients(sam, extra, sample, drawn, options.encoder_share)
-                with self.lock:
-                    self._add(found, figures)
-        finally:
-            self.done = True  # an error in one thread ends the others
-
-    def _add(self, found: list, figures: dict) -> None:
-        for parameter, gradient in zip(self.parameters, found, strict=True):
-            if gradient is not None:
-                gradient = gradient / self.options.accumulate
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self.recent.append(figures)
-        self.count += 1
-        if self.count % self.options.accumulate == 0:
-            self._advance()
-
-    def _advance(self) -> None:
+    def _advance(self, progress: float) -> None:
         options = self.options
-        spent = (time.perf_counter() - self.start) / 60
-        progress, self.done = spent / options.minutes, spent >= options.minutes
-        tail = min(1.0, max(0.0, (progress - options.constant) / (1 - options.constant)))
-        rate = max(0.01, 0.5 + 0.5 * math.cos(math.pi * tail)) * min(1, (self.step + 1) / options.warm_up)
+        rate = max(0.005, min(1.0, (1 - progress) / (1 - options.constant), (self.step + 1) / options.warm_up))
         for optimizer, base in zip(self.optimizers, (3e-3, 1e-3), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * rate
@@ -298,10 +273,10 @@ class Trainer:
         kept = min(options.average, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.sam.parameters()), 1 - kept)
-        if self.step % 25 == 0:
+        if self.step % 50 == 0:
             means = {name: round(float(np.mean([one[name] for one in self.recent])), 4) for name in self.recent[0]}
             self.recent.clear()
-            log.info("step %d, %.1f minutes, rate %.2f: %s", self.step, spent, rate, means)
+            log.info("step %d, %d pictures, rate %.2f: %s", self.step, self.seen, rate, means)
         if time.perf_counter() - self.saved > 60 * options.save_every:
             self.save()
 
@@ -309,23 +284,25 @@ class Trainer:
         self.saved = time.perf_counter()
         settings = {name: str(value) for name, value in vars(self.options).items() if value is not None}
         write_model(self.options.output, self.average, ARCHITECTURE, settings | {"steps_done": self.step})
+        if self.options.state:
+            torch.save({name: part.state_dict() for name, part in self._parts().items()}, self.options.state)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=75, help="of wall clock; the rate falls to 0 by then")
-    parser.add_argument("--batch", type=int, default=2, help="pictures that a thread takes")
-    parser.add_argument("--prompts", type=int, default=20, help="per picture")
-    parser.add_argument("--accumulate", type=int, default=3, help="batches a step")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=66, help="of wall clock; the rate falls to 0 by then")
+    parser.add_argument("--batch", type=int, default=4, help="pictures of one size")
+    parser.add_argument("--prompts", type=int, default=12, help="per picture")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches a step")
     parser.add_argument("--warm-up", type=int, default=60, help="steps")
-    parser.add_argument("--constant", type=float, default=0.45, help="share of the time before the rate falls")
-    parser.add_argument("--average", type=float, default=0.995, help="of the weights that are saved, over steps")
-    parser.add_argument("--encoder-share", type=float, default=1.0, help="weight of the losses on the encoder alone")
+    parser.add_argument("--constant", type=float, default=0.5, help="share of the time before the rate falls")
+    parser.add_argument("--average", type=float, default=0.998, help="of the weights that are saved, over steps")
+    parser.add_argument("--encoder-share", type=float, default=0.7, help="weight of the losses on the encoder alone")
     parser.add_argument("--scenes", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--initial", type=Path, help="file to start from")
+    parser.add_argument("--state", type=Path, help="file to go on from where it exists, and to save to")
     parser.add_argument("--maps", type=Path, help="coarse maps of real methods, by coarse_maps.py")
     parser.add_argument("--cache", type=Path, help="folder to keep generated scenes in")
     parser.add_argument("--output", type=Path, default=OUTPUT)

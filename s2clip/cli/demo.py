@@ -16,14 +16,16 @@ DEMO_SCENE = 24
 @click.command()
 @click.option("--scene", default=DEMO_SCENE, show_default=True, help="Seed of the painted scene.")
 @click.option("--method", default="s2clip", show_default=True)
+@click.option("--refine", default="sam", show_default=True, type=click.Choice(["none", "sam"]))
 @click.option("-o", "--output", default="out/demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @output_options
-def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bool) -> None:
-    """Segment a bundled scene with the embedded models, offline."""
+def demo(scene: int, method: str, refine: str, output: Path, as_json: bool, show_progress: bool) -> None:
+    """Segment a bundled scene with the embedded models, offline: the coarse map, and as SAM refines it."""
     from PIL import Image
 
     from s2clip import scenes
     from s2clip.files import whole_file, writable_folder
+    from s2clip.results.visualize import overlay
 
     writable_folder(output)
     with usage_errors():
@@ -34,21 +36,30 @@ def demo(scene: int, method: str, output: Path, as_json: bool, show_progress: bo
     with whole_file(source) as handle:
         handle.write(encoded.getvalue())
     start = time.perf_counter()
-    segmenter = load_segmenter({"model": "tiny"}, method=method)
+    segmenter = load_segmenter({"model": "tiny"}, method=method, refine=refine)
     segmenter.set_classes(scenes.CLASSES)
     loading = 1000 * (time.perf_counter() - start)
     result = segmenter(source)
-    record = result.record({"input": source, **result.save(output, stem=f"scene-{scene}")})
+    files = {"input": source, **result.save(output, stem=f"scene-{scene}")}
+    maps = {"pixel_accuracy": result.segmentation}
+    if refine != "none":
+        maps["pixel_accuracy_coarse"] = result.coarse
+        files["coarse"] = output / f"scene-{scene}.coarse.png"
+        with whole_file(files["coarse"]) as handle:
+            overlay(result.image, result.coarse, result.classes).save(handle, "PNG")
+    record = result.record(files)
     record["timings_ms"] = {"load": round(loading, 3), **record["timings_ms"]}
-    record["pixel_accuracy"] = (result.segmentation.cpu().numpy() == truth).mean().round(4).item()
+    record |= {name: (labels.cpu().numpy() == truth).mean().round(4).item() for name, labels in maps.items()}
     if as_json:
         say(json.dumps(record, allow_nan=False))
         return
-    click.echo(f"scene {scene}, {record['width']}x{record['height']}, model tiny, method {method}\n")
+    head = f"scene {scene}, {record['width']}x{record['height']}, model tiny, method {method}, refinement {refine}\n"
+    click.echo(head)
     for name, share in sorted(record["shares"].items(), key=lambda item: -item[1]):
         if share:
             click.echo(f"  {name:<16}{100 * share:5.1f} %")
-    click.echo(f"\n  {100 * record['pixel_accuracy']:.1f} % of the pixels are what was painted\n")
+    before = f", {100 * record['pixel_accuracy_coarse']:.1f} % before SAM" if refine != "none" else ""
+    click.echo(f"\n  {100 * record['pixel_accuracy']:.1f} % of the pixels are what was painted{before}\n")
     click.echo("  " + ", ".join(f"{name} {value:.0f} ms" for name, value in record["timings_ms"].items()) + "\n")
     for name, path in record["files"].items():
         say(f"  {name:<9}{path}")
