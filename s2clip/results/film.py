@@ -4,6 +4,7 @@ import os
 import secrets
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,7 @@ class Film:
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.path, self._rate = path, rate.limit_denominator(1000)
         self._temporary = path.parent / f".{secrets.token_hex(8)}.mp4"
-        self._file = None
-        self._size = (0, 0)
+        self._file: Any = None
 
     def add(self, pixels: np.ndarray) -> None:
         """uint8 [H,W,3]; frames of one size, whose odd last row and column are left out, as the format asks."""
