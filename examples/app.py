@@ -5,89 +5,243 @@ python examples/app.py [--model tiny] [--port 7860]
 """
 
 import argparse
+import base64
+import dataclasses
 import functools
+import html
+import shutil
+import sys
+import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image
 
-from s2clip import Segmenter, scenes
+from s2clip import Result, Segmenter, scenes
 from s2clip.errors import S2ClipError
 from s2clip.published.catalogue import METHODS
 from s2clip.results.colours import class_colours
 from s2clip.results.visualize import overlay
+from s2clip.values import ignored_id
 from s2clip.words.text import vocabulary
 
 EXAMPLE_SCENES = (24, 7, 11)
 REFINEMENTS = ("none", "sam")
 CLASSES = ", ".join(scenes.CLASSES)
+MEGAPIXELS = 24
+"""Larger pictures are refused unread: one visitor's 70 megapixels would keep all others waiting."""
+SECONDS = 20.0
+WAITING = 30
+HOVER_SIDE = 96
+"""Rows and columns of the grid that names are shown by under the pointer."""
+TINY = (
+    "It was trained on painted scenes: it knows the thirteen classes below and **no photographs**. For those start the "
+    "page with `--model ViT-B-16`."
+)
+TO_THE_RESULT = """() => {
+  if (innerWidth < 700) document.querySelector("#overlay").scrollIntoView({behavior: "smooth", block: "center"});
+}"""
+"""On a phone the result lies below the button, out of sight."""
+CSS = """
+.s2clip-view {position: relative; line-height: 0}
+.s2clip-view img {width: 100%; image-rendering: auto; border-radius: 6px}
+.s2clip-view svg {position: absolute; inset: 0; width: 100%; height: 100%}
+.s2clip-legend {display: flex; flex-wrap: wrap; gap: 6px 16px; padding: 10px 2px 2px; line-height: 1.4; font-size: 15px}
+.s2clip-legend i {display: inline-block; width: 14px; height: 14px; border-radius: 3px; margin-right: 6px;
+  vertical-align: -2px}
+.s2clip-legend small {opacity: .65}
+"""
 
 
 class Page:
-    """The models of one page, loaded when first asked for, and what the button does."""
+    """The models of one page, loaded when first asked for, and what its button does."""
 
     def __init__(self, model: str, device: str | None = None) -> None:
         self.model, self.device = model, device
         self.segmenter = functools.lru_cache(maxsize=4)(self._load)
 
     def _load(self, method: str, refine: str) -> Segmenter:
-        return Segmenter.from_pretrained(self.model, method=method, refine=refine, device=self.device)
+        regions = {"regions": "sam"} if METHODS[method].uses_regions else {}
+        limits = {"max_pixels": MEGAPIXELS * 1_000_000, "max_seconds": SECONDS}
+        return Segmenter.from_pretrained(
+            self.model, method=method, refine=refine, device=self.device, **regions, **limits
+        )
 
-    def segment(self, picture: str | None, classes: str, method: str, refine: str) -> tuple:
-        """Overlay with legend, label map, confidence, shares by class, time by stage."""
+    def segment(
+        self,
+        picture: str | None,
+        classes: str,
+        method: str,
+        refine: str,
+        threshold: float,
+        background: str,
+        opacity: float,
+    ) -> tuple:
+        """What the page shows of a picture, and the result for what may be asked of it next."""
         if picture is None:
-            raise gr.Error("Pick or upload a picture first.")
+            raise mistake("Pick or upload a picture first.")
         try:
+            words = vocabulary(classes)
+            number = words.find(background.strip() or None)
             segmenter = self.segmenter(method, refine)
-            segmenter.set_classes(classes)
-            result = segmenter(picture)
+            result = segmenter.segment(segmenter.encode(picture), list(words.classes))
         except (S2ClipError, ValueError) as error:
-            raise gr.Error(str(error)) from error
-        if unknown := segmenter.clip.unknown_words(list(vocabulary(classes).words)):
+            raise mistake(str(error).replace(str(picture), Path(picture).name)) from None
+        if unknown := segmenter.clip.unknown_words(list(words.words)):
             gr.Warning(f"model {self.model} does not know: {', '.join(unknown)}")
-        colours = class_colours(len(result.classes))[result.segmentation.cpu().numpy()]
-        confidence = Image.fromarray((255 * result.confidence.cpu().numpy()).round().astype(np.uint8))
-        shares = {name.split(";")[0].strip(): share for name, share in result.shares.items() if share}
-        picture = overlay(result.image, result.segmentation, result.classes)
-        return picture, Image.fromarray(colours), confidence, shares, times(result.timings)
+        result = above(result, threshold, number)
+        return (
+            result,
+            view(result, opacity),
+            *pictures_of(result),
+            times(result.timings),
+            files_of(result, Path(picture)),
+        )
 
     def blocks(self) -> gr.Blocks:
         """The page."""
-        with gr.Blocks(title="s2clip", analytics_enabled=False) as page:
-            gr.Markdown(f"# s2clip\nName the classes, get the label map. Model `{self.model}`.")
+        with gr.Blocks(title="s2clip", analytics_enabled=False, delete_cache=(3600, 7200)) as page:
+            note = TINY if self.model == "tiny" else ""
+            gr.Markdown(f"# s2clip\nName the classes, get the label map. Model `{self.model}`. {note}")
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=300):
                     # the file itself: pixels that gradio made would clip 16 bits and show what lies under transparency
                     picture = gr.Image(
-                        label="Picture", type="filepath", image_mode=None, format="png", sources=["upload"], height=320
+                        label=f"Picture, up to {MEGAPIXELS} megapixels",
+                        **{
+                            "type": "filepath",
+                            "image_mode": None,
+                            "format": "png",
+                            "sources": ["upload"],
+                            "height": 300,
+                        },
                     )
-                    classes = gr.Textbox(
-                        CLASSES, label="Classes", info="Commas part classes, semicolons words of one class."
-                    )
-                    method = gr.Dropdown(list(METHODS), value="s2clip", label="Method")
-                    refine = gr.Radio(list(REFINEMENTS), value="none", label="Refinement")
-                    button = gr.Button("Segment", variant="primary")
                     gr.Examples([[scenes.generate(seed)[0]] for seed in EXAMPLE_SCENES], [picture], label="Scenes")
-                with gr.Column():
+                    classes = gr.Textbox(
+                        CLASSES, label="Classes", info="Commas part classes, semicolons words of one class.", lines=2
+                    )
+                    button = gr.Button("Segment", variant="primary")
+                    with gr.Accordion("Method, threshold", open=False):
+                        method = gr.Dropdown(list(METHODS), value="s2clip", label="Method")
+                        refine = gr.Radio(list(REFINEMENTS), value="none", label="Refinement")
+                        threshold = gr.Slider(0, 1, 0, step=0.01, label="Threshold of the score")
+                        background = gr.Textbox("", label="Pixels under it become", info="A class; empty: no class.")
+                with gr.Column(min_width=300):
                     with gr.Tab("Overlay"):
-                        shown = gr.Image(label="Overlay", format="png", elem_id="overlay")
+                        shown = gr.HTML(elem_id="overlay")
+                        opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
                     with gr.Tab("Label map"):
-                        labels = gr.Image(label="Label map", format="png", elem_id="labels")
+                        labels = gr.HTML(elem_id="labels")
                     with gr.Tab("Confidence"):
                         confidence = gr.Image(
                             label="Confidence, black 0 to white 1", format="png", elem_id="confidence"
                         )
-                    shares = gr.Label(label="Share of the pixels", elem_id="shares", show_heading=False)
                     spent = gr.Markdown(elem_id="time")
-            button.click(self.segment, [picture, classes, method, refine], [shown, labels, confidence, shares, spent])
-        return page
+                    files = gr.Files(
+                        label="Label map, COCO, all in one", elem_id="files", visible=False, interactive=False
+                    )
+            result = gr.State()
+            asked = [picture, classes, method, refine, threshold, background, opacity]
+            done = button.click(self.segment, asked, [result, shown, labels, confidence, spent, files])
+            done.success(None, js=TO_THE_RESULT)
+            opacity.release(view, [result, opacity], shown, queue=False)
+        # one after the other in the order of asking; who comes when WAITING wait is told so
+        return page.queue(default_concurrency_limit=1, max_size=WAITING)
+
+
+def mistake(text: str) -> gr.Error:
+    """Said on the page; nothing of it is the server's business."""
+    return gr.Error(text, print_exception=False, title="")
+
+
+def above(result: Result, threshold: float, background: int | None) -> Result:
+    """The result with pixels of a lower score given to the background, or to no class."""
+    if not threshold:
+        return result
+    other = ignored_id(len(result.classes)) if background is None else background
+    labels = result.segmentation.masked_fill(result.confidence < threshold, other)
+    return dataclasses.replace(result, segmentation=labels, background=background)
+
+
+def view(result: Result | None, opacity: float) -> str:
+    """The tinted picture, a name under the pointer, and the legend below."""
+    if result is None:
+        return ""
+    shown = overlay(result.image, result.segmentation, result.classes, opacity=opacity, legend=False)
+    return f'<div class="s2clip-view">{inline(shown)}{hovers(result)}</div>{legend(result)}'
+
+
+def pictures_of(result: Result) -> tuple[str, Image.Image]:
+    """The label map in its colours, and the confidence."""
+    labels = result.segmentation.cpu().numpy()
+    colours = np.full((*labels.shape, 3), 255, np.uint8)
+    known = labels < len(result.classes)
+    colours[known] = class_colours(len(result.classes))[labels[known]]
+    confidence = (255 * result.confidence.cpu().numpy()).round().astype(np.uint8)
+    plain = f'<div class="s2clip-view">{inline(Image.fromarray(colours))}{hovers(result)}</div>{legend(result)}'
+    return plain, Image.fromarray(confidence)
+
+
+def inline(picture: Image.Image) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def hovers(result: Result) -> str:
+    """An invisible grid over the picture whose cells tell their class."""
+    height, width = result.segmentation.shape
+    step = max(1, -(-max(height, width) // HOVER_SIDE))
+    small = result.segmentation.cpu()[step // 2 :: step, step // 2 :: step]
+    cells = []
+    for y, row in enumerate(small):
+        ids, counts = torch.unique_consecutive(row, return_counts=True)
+        x = 0
+        for index, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            name = html.escape(first_word(result, index))
+            cells.append(f'<rect x="{x}" y="{y}" width="{count}" height="1"><title>{name}</title></rect>')
+            x += count
+    rows, columns = small.shape
+    box = f'viewBox="0 0 {columns} {rows}" preserveAspectRatio="none"'
+    return f'<svg {box} fill="transparent" shape-rendering="crispEdges">{"".join(cells)}</svg>'
+
+
+def first_word(result: Result, index: int) -> str:
+    return result.classes[index].split(";")[0].strip() if index < len(result.classes) else "no class"
+
+
+def legend(result: Result) -> str:
+    """Colour, name and share of each class, the largest first."""
+    colours = class_colours(len(result.classes)).tolist()
+    present = sorted(((share, -index) for index, share in enumerate(result.shares.values()) if share), reverse=True)
+    rows = [
+        f'<span><i style="background: rgb{tuple(colours[-index])}"></i>{html.escape(first_word(result, -index))} '
+        f"<small>{100 * share:.1f} %</small></span>"
+        for share, index in present
+    ]
+    return f'<div class="s2clip-legend">{"".join(rows)}</div>'
 
 
 def times(timings: Mapping[str, float]) -> str:
     """The milliseconds of each stage in one line."""
     stages = ", ".join(f"{stage} {value:.0f}" for stage, value in timings.items() if value >= 0.5)
     return f"**{sum(timings.values()):.0f} ms** ({stages})"
+
+
+def files_of(result: Result, picture: Path) -> dict:
+    """The label map, COCO where pycocotools is installed, and all of it with the ids of the classes in a zip file."""
+    folder = Path(tempfile.mkdtemp(prefix="s2clip-"))
+    formats = ["png", "overlay", *(["coco"] if find_spec("pycocotools") else [])]
+    stem = picture.stem[:60] or "result"
+    written = dataclasses.replace(result, source=None).save(folder / "all", formats, stem=stem)
+    packed = shutil.make_archive(str(folder / f"{stem}.s2clip"), "zip", folder / "all")
+    shown = [str(path) for name, path in written.items() if name != "overlay"]
+    return gr.update(value=[*shown, packed], visible=True)
 
 
 def main() -> None:
@@ -100,8 +254,15 @@ def main() -> None:
     arguments = parser.parse_args()
     # Plain font names: the default theme asks a font server that an offline page does not reach.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    page = Page(arguments.model, arguments.device).blocks()
-    page.launch(server_name=arguments.host, server_port=arguments.port, theme=theme)
+    page = Page(arguments.model, arguments.device)
+    try:
+        page.segmenter("s2clip", "none")
+    except (S2ClipError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        page.blocks().launch(server_name=arguments.host, server_port=arguments.port, theme=theme, css=CSS)
+    except OSError as error:
+        sys.exit(f"error: --port {arguments.port}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

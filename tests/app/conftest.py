@@ -19,6 +19,9 @@ FLAGS = (
 )
 
 
+LOGS: list[Path] = []
+
+
 @pytest.fixture(scope="session")
 def page(tmp_path_factory):
     """Address of the page of `examples/app.py`, served by a process of its own, outside of the tree."""
@@ -26,6 +29,7 @@ def page(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("app")
+    LOGS.append(folder / "log")
     environment = os.environ | {"GRADIO_TEMP_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -39,6 +43,12 @@ def page(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.fixture
+def page_log(page):
+    """What the server said so far."""
+    return LOGS[-1]
 
 
 @pytest.fixture

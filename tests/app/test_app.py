@@ -1,7 +1,9 @@
-"""examples/app.py in a real browser: what a visitor types, presses and sees."""
+"""examples/app.py in a real browser: what a visitor types, presses and sees, on a desk and on a phone."""
 
 import io
+import json
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -25,9 +27,13 @@ def source(browser, part: str) -> str | None:
         return None
 
 
-def picture(address: str) -> np.ndarray:
+def fetched(address: str) -> bytes:
     with urllib.request.urlopen(address) as reply:
-        return np.asarray(Image.open(io.BytesIO(reply.read())).convert("RGB"))
+        return reply.read()
+
+
+def picture(address: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(fetched(address))).convert("RGB"))
 
 
 def pick_example(browser) -> None:
@@ -36,14 +42,15 @@ def pick_example(browser) -> None:
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".image-frame img, [data-testid='image'] img"))
 
 
-def type_classes(browser, words: str) -> None:
-    box = until(lambda: browser.find_element(By.CSS_SELECTOR, "textarea, label input[type='text']"))
+def type_into(browser, label: str, words: str) -> None:
+    path = f"//label[.//span[contains(., '{label}')]]//*[self::textarea or self::input]"
+    box = until(lambda: browser.find_element(By.XPATH, path))
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(words or Keys.DELETE)
 
 
-def press(browser) -> None:
-    browser.find_element(By.XPATH, "//button[normalize-space()='Segment']").click()
+def press(browser, name: str = "Segment") -> None:
+    browser.find_element(By.XPATH, f"//button[contains(., '{name}')]").click()
 
 
 def errors(browser) -> list[str]:
@@ -57,21 +64,37 @@ def expected():
 
 
 def test_a_visitor_picks_a_picture_types_names_and_sees_the_overlay_change(browser, expected):
+    until(lambda: "no photographs" in browser.find_element(By.TAG_NAME, "body").text)
     pick_example(browser)
-    type_classes(browser, WORDS)
+    type_into(browser, "Classes", WORDS)
     press(browser)
     first = until(lambda: source(browser, "overlay"))
-    shown = np.asarray(overlay(expected.image, expected.segmentation, expected.classes))
+    shown = np.asarray(overlay(expected.image, expected.segmentation, expected.classes, legend=False))
     assert np.array_equal(picture(first), shown)
-    assert "house" in browser.find_element(By.ID, "shares").text
-    assert "ms" in browser.find_element(By.ID, "time").text
+    assert "house" in browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text
+    until(lambda: "ms" in browser.find_element(By.ID, "time").text)
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('#overlay title')].map(one => one.textContent)"
+    )
+    assert set(names) == {expected.classes[index].split(";")[0] for index in expected.segmentation.unique().tolist()}
 
-    type_classes(browser, "sky, snow")
+    links = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#files a"))
+    files = {link.get_attribute("download"): link.get_attribute("href") for link in links}
+    (label_map,) = (address for name, address in files.items() if name.endswith(".png"))
+    with Image.open(io.BytesIO(fetched(label_map))) as image:
+        assert np.array_equal(np.array(image), expected.segmentation.numpy())
+    (packed,) = (address for name, address in files.items() if name.endswith(".zip"))
+    with zipfile.ZipFile(io.BytesIO(fetched(packed))) as archive:
+        classes = json.loads(archive.read("classes.json"))["classes"]
+    assert [one["name"] for one in classes] == list(expected.classes)
+
+    type_into(browser, "Classes", "sky, snow")
     press(browser)
     second = until(lambda: source(browser, "overlay") not in (None, first) and source(browser, "overlay"))
     assert not np.array_equal(picture(second), shown)
-    until(lambda: "snow" in browser.find_element(By.ID, "shares").text)
-    assert "house" not in browser.find_element(By.ID, "shares").text
+    legend = browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text
+    assert "snow" in legend
+    assert "house" not in legend
     assert errors(browser) == []
 
 
@@ -80,12 +103,48 @@ def test_a_visitor_picks_a_picture_types_names_and_sees_the_overlay_change(brows
     [(True, "", "classes"), (False, WORDS, "Pick or upload a picture")],
     ids=["no classes", "no picture"],
 )
-def test_what_is_missing_is_said_on_the_page(browser, pick, words, message):
-    until(lambda: browser.find_elements(By.XPATH, "//button[normalize-space()='Segment']"))
+def test_what_is_missing_is_said_on_the_page_and_not_on_the_server(browser, page_log, pick, words, message):
+    until(lambda: browser.find_elements(By.XPATH, "//button[contains(., 'Segment')]"))
     if pick:
         pick_example(browser)
-    type_classes(browser, words)
+    type_into(browser, "Classes", words)
     press(browser)
     until(lambda: any(message in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
     assert source(browser, "overlay") is None
+    assert errors(browser) == []
+    assert "Traceback" not in page_log.read_text()
+
+
+def test_a_picture_of_70_megapixels_is_refused_in_one_line(browser, page_log, tmp_path):
+    Image.new("RGB", (10_000, 7_000)).save(tmp_path / "large.jpg")
+    field = until(lambda: browser.find_element(By.CSS_SELECTOR, "input[type='file']"))
+    field.send_keys(str(tmp_path / "large.jpg"))
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, ".image-frame img, [data-testid='image'] img"))
+    press(browser)
+    words = "large.jpg: 10000x7000 is 70.0 megapixels, over the limit of 24"
+    until(lambda: any(words in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
+    assert "Traceback" not in page_log.read_text()
+
+
+def test_on_a_phone_nothing_is_cut_off_and_the_result_comes_into_sight(browser):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    pick_example(browser)
+    press(browser)
+    until(lambda: source(browser, "overlay"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    box = "document.querySelector('#overlay img').getBoundingClientRect()"
+    until(lambda: browser.execute_script(f"const box = {box}; return box.top < innerHeight && box.bottom > 0"))
+
+
+def test_every_method_answers_on_the_page_that_has_regions_of_its_own(browser):
+    pick_example(browser)
+    press(browser, "Method, threshold")
+    box = until(lambda: browser.find_element(By.CSS_SELECTOR, "input[aria-label='Method']"))
+    box.click()
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys("corrclip")
+    box.send_keys(Keys.ENTER)
+    press(browser)
+    until(lambda: source(browser, "overlay"))
     assert errors(browser) == []
