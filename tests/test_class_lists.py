@@ -29,6 +29,11 @@ THREE = ["sky", "house; hut", "traffic light"]
         "[sky, house; hut, traffic light]",
         '"sky", \'house; hut\', "traffic light"',
         "“sky”, “house; hut”, “traffic light”",
+        "- sky\n- house; hut\n- traffic light\n",
+        "• sky\n• house; hut\n• traffic light",
+        "1. sky\n2. house; hut\n3. traffic light",
+        "0: sky\n1: house; hut\n2: traffic light",
+        "\ufeffsky, house;\u200b hut, traffic light",
     ],
 )
 def test_every_notation_gives_the_same_classes(text):
@@ -56,6 +61,7 @@ def test_a_class_file_of_one_line_or_of_json(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
+        ("3: sky\n7: tree", "expected numbers that count up from 0 or 1, as the place gives the id, received 3: sky"),
         ({"sky", "tree"}, "expected a list, whose order gives the ids, received a set"),
         (frozenset(["sky"]), "received a frozenset"),
         ({"sky": 1, "tree": 0}, "received a dict"),
@@ -70,6 +76,17 @@ def test_lists_that_are_refused(classes, message):
     with pytest.raises(ValueError, match=r"^classes: ") as caught:
         vocabulary(classes)
     assert message in str(caught.value)
+
+
+def test_a_file_of_marked_lines(tmp_path):
+    (tmp_path / "classes.txt").write_text("# of a page\n- sky\n- house; hut\n- traffic light\n", encoding="utf-8")
+    assert read_classes(tmp_path / "classes.txt") == THREE
+    assert parse_classes("- sky\n-x") == ["- sky", "-x"]
+
+
+def test_a_table_is_remarked_upon():
+    said = remarks(parse_classes("id,name\n0,sky\n1,tree"))
+    assert said == ["classes: 0, 1: numbers among the names, as of a table; expected names alone"]
 
 
 def test_remarks_on_what_is_seldom_meant():

@@ -309,3 +309,11 @@ def test_unreadable_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(ImageError, match=r"a\.png: cannot be read: permission denied$"):
         read_image(path)
+
+
+def test_tensors_without_values_in_a_row_and_premultiplied_grey():
+    for odd in (torch.zeros(3, 4, 5).to_sparse(), torch.zeros(3, 4, 5, device="meta")):
+        with pytest.raises(ImageError, match="expected a dense tensor with values"):
+            read_image(odd)
+    grey = Image.new("LA", (5, 4), (10, 128))
+    assert (read_image(grey.convert("La")) - read_image(grey).float()).abs().max() <= 1

@@ -140,6 +140,28 @@ def test_copies_of_a_segmenter_answer_the_same(options):
         assert torch.equal(copied.set_classes(["sky", "road"])(PICTURE).segmentation.cpu() >= 0, want >= 0)
 
 
+class Segmented(torch.utils.data.Dataset):
+    """Pictures that the workers of a data loader segment."""
+
+    def __init__(self, segmenter):
+        self.segmenter = segmenter
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.segmenter(PICTURE).segmentation
+
+
+def test_a_spawned_data_loader_takes_a_segmenter():
+    segmenter = Segmenter.from_pretrained("tiny", method="clip").set_classes(CLASSES)
+    loader = torch.utils.data.DataLoader(
+        Segmented(segmenter), batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    (found,) = loader
+    assert torch.equal(found, segmenter(PICTURE).segmentation)
+
+
 def test_numbers_of_numpy(tmp_path):
     segmenter = Segmenter.from_pretrained("tiny", method="clip", threshold=np.float32(0.5), crop=np.int64(0))
     segmenter.set_classes(np.array(CLASSES), background=np.int64(1))

@@ -197,6 +197,8 @@ def rgb(image: Image.Image, structure: Structure | None = None) -> np.ndarray:
         raise Unusable("float pixels have no defined white: save it with 8 or 16 bits")
     if structure is not None and structure.kind == "PNG":
         _scale_transparent(image, structure.bits)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data or image.mode in ("La", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

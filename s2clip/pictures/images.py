@@ -55,6 +55,10 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, max_seconds: flo
         ImageError: the picture cannot be used; one line with its name and the reason.
     """
     if isinstance(source, Tensor):
+        if source.layout != torch.strided or source.is_meta or source.is_quantized:
+            raise ImageError(
+                "image tensor: expected a dense tensor with values, received a sparse, meta or quantized one"
+            )
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)

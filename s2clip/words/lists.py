@@ -17,10 +17,13 @@ SEMICOLONS = ";；؛"
 """What parts the words of a class."""
 SHOWN = 20
 """Classes of a list in its line."""
+BULLETS = "-*•–"
+"""What a line of a list may begin with."""
 HINT = "commas part classes, semicolons words of one class"
 
 _PARTS = f"[{COMMAS}\t\n]"
 _PIECE = re.compile(rf"[ ]*(?:([\"'])(.*?)\1[ ]*(?={_PARTS}|$)|“([^”]*)”[ ]*(?={_PARTS}|$)|([^{COMMAS}\t\n]*))")
+_NUMBERED = re.compile(r"(\d{1,5})[.):]\s+(\S.*)")
 _DOTTED = re.compile(r"\s\.(?:\s|$)|\.\s.*\.$")
 
 
@@ -31,7 +34,7 @@ def parse_classes(text: str) -> list[str]:
     list of JSON or Python is read as such, quotes around a name are left out, and what they hold is not parted.
     `ValueError` where "," and "|" are both there: one of them parts words, and nobody knows which.
     """
-    text = text.strip()
+    text = visible(text).strip()
     if text[:1] in ("[", "(") and (found := _literal(text)) is not None:
         return found
     if text[:1] == "[" and text[-1:] == "]":
@@ -40,6 +43,8 @@ def parse_classes(text: str) -> list[str]:
         reject("classes", "a list, whose order gives the ids", text)
     text = re.sub(rf"[{COMMAS}]?\s*[\r\n]+\s*", "\n", text)
     pieces = _pieces(text)
+    if "\n" in text:
+        pieces = _unmarked(pieces)
     if len(pieces) > 1:
         if any("|" in piece for piece in pieces):
             reject("classes", f"one sign between names ({HINT})", f"{text!r}, with ',' and '|'")
@@ -56,11 +61,33 @@ def read_classes(path: str | Path) -> list[str]:
 
     A single line, or JSON, is read as `parse_classes` reads it.
     """
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = visible(Path(path).read_text(encoding="utf-8-sig"))
     if text.strip()[:1] == "[" and (found := _literal(text.strip())) is not None:
         return found
     lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-    return parse_classes(lines[0]) if len(lines) == 1 else lines
+    return parse_classes(lines[0]) if len(lines) == 1 else _unmarked(lines)
+
+
+def visible(text: str) -> str:
+    """Without marks of byte order and blanks of no width, which pages and editors leave in a text."""
+    return re.sub("[\ufeff\u200b\u2060]", "", text)
+
+
+def _unmarked(lines: list[str]) -> list[str]:
+    """Lines without the dashes, dots or numbers that each of them begins with.
+
+    `ValueError` for numbers that do not count up by one from 0 or 1: the place in the list gives the id, not they.
+    """
+    for bullet in BULLETS:
+        if len(lines) > 1 and all(line.startswith(f"{bullet} ") for line in lines):
+            return [line[1:].strip() for line in lines]
+    found = [_NUMBERED.match(line) for line in lines]
+    if len(lines) < 2 or not all(found):
+        return lines
+    numbers = [int(one[1]) for one in found if one]
+    if numbers not in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+        reject("classes", "numbers that count up from 0 or 1, as the place gives the id", first_few(lines, 3))
+    return [one[2] for one in found if one]
 
 
 def entries_of(classes: object) -> list:
@@ -89,6 +116,9 @@ def remarks(classes: Sequence[str], *, every_pixel: bool = True) -> list[str]:
     said = []
     if len(classes) == 1 and every_pixel:
         said.append(f"classes: the single class {classes[0]!r} is given every pixel; {HINT}")
+    numbers = [name for name in classes if name.isdigit()]
+    if numbers and len(numbers) < len(classes):
+        said.append(f"classes: {first_few(numbers, 4)}: numbers among the names, as of a table; expected names alone")
     holding = [repr(name) for name in classes if re.search(f"[{COMMAS}|\t\n]", name)]
     if holding and len(classes) > 1:
         said.append(

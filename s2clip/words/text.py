@@ -14,7 +14,7 @@ from torch import Tensor
 from s2clip.errors import reject
 from s2clip.shelter import sheltered
 from s2clip.values import is_whole
-from s2clip.words.lists import SEMICOLONS, entries_of, key
+from s2clip.words.lists import SEMICOLONS, entries_of, key, visible
 from s2clip.words.lists import parse_classes as parse_classes
 from s2clip.words.lists import read_classes as read_classes
 
@@ -86,7 +86,7 @@ def vocabulary(classes: str | Sequence[str], *, allow_repeats: bool = False) -> 
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
             reject("classes", "strings", f"{entry!r} at position {index}")
-        own = [" ".join(word.split()) for word in re.split(f"[{SEMICOLONS}]", entry)]
+        own = [" ".join(visible(word).split()) for word in re.split(f"[{SEMICOLONS}]", entry)]
         if "" in own:
             reject("classes", "no empty name", f"{entry!r} at position {index}")
         for word in own:
