@@ -10,7 +10,7 @@ VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 DEMO = ["gradio>=6"]
 SUPERVISION = ["supervision>=0.27"]
 YOLO = ["opencv-python-headless>=4.10"]
-RADSEG = ["transformers>=4.57"]
+TRANSFORMERS = ["transformers>=4.57"]
 # GeoPackage by pyogrio and not by fiona: it takes arrays of geometries, and appends
 GEO = ["rasterio>=1.4.3", "pyogrio>=0.11", "shapely>=2"]
 VIDEO = ["av>=14"]
@@ -98,7 +98,8 @@ setup(
         "supervision": SUPERVISION,
         "yolo": YOLO,
         "diffusion": DIFFUSION,
-        "radseg": RADSEG,
+        "radseg": TRANSFORMERS,
+        "eomt": TRANSFORMERS,
         "geo": GEO,
         "video": VIDEO,
         "heif": HEIF,

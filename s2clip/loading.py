@@ -19,6 +19,8 @@ from s2clip.names import match_name
 from s2clip.published.catalogue import METHODS, get_method
 from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
+from s2clip.refinement.eomt import NAMES as EOMT_NAMES
+from s2clip.refinement.eomt import load_eomt
 from s2clip.refinement.refiner import load_refiner, shared_sam
 from s2clip.refinement.regions import FROM_SAM, Regions, region_source
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
@@ -82,9 +84,15 @@ def load_parts(
         options = {**options, "weights": "pretrained"}  # a file is of one model, the CLIP
     features = load_vfm(vfm, **options) if method.uses_vfm else None
     own_sam = own_diffusion = refiner = None
-    automatic = resolve_automatic(sam, region_options)
+    if regions is None and method.uses_regions:
+        regions = FROM_SAM
     from_sam = isinstance(regions, str) and regions == FROM_SAM
-    sources = None if from_sam else region_source(regions)
+    if isinstance(regions, str) and regions in EOMT_NAMES:
+        sources = load_eomt(regions, region_options, **options) if method.uses_regions else None
+        region_options = None
+    else:
+        sources = None if from_sam else region_source(regions)
+    automatic = resolve_automatic(sam, region_options)
     from_sam = from_sam and method.uses_regions
     if method.uses_sam or from_sam:
         own_sam = shared_sam(features, sam) or load_sam(sam, **options)

@@ -212,9 +212,3 @@ class TestTiny:
         run = json.loads((folder / "out" / "run.json").read_text())
         assert run["settings"]["regions"] == str(folder / "regions")
         assert (folder / "out" / "0.png").is_file()
-
-    def test_program_without_regions(self, folder):
-        arguments = ["segment", str(folder / "0.png"), "--classes", "sky, tree", "--method", "corrclip"]
-        outcome = CliRunner().invoke(main, [*arguments, "-o", str(folder / "out")])
-        assert outcome.exit_code == 2
-        assert "regions: expected 'sam', a folder of PNGs or a function" in outcome.output

@@ -1,6 +1,7 @@
 """Stages that any method may take: re-stated densely, and refused where they do not fit."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,3 +341,20 @@ def test_a_stage_that_does_not_fit_is_a_usage_error(arguments, message):
     assert answer.exit_code == 2
     assert message in answer.output
     assert len(answer.output.strip().splitlines()) == 1
+
+
+def test_the_stage_that_the_docs_add_votes():
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    written = page.split("## A stage")[1].split("```python\n")[1].split("\n\nvoting =")[0]
+    names = {}
+    exec("from dataclasses import dataclass\nfrom s2clip.published.extension import Extension\n" + written, names)
+    image = picture(48, 61)
+    method = get_method("naclip", **WINDOWS, extension=names["Vote"](side=3))
+    segmenter = Segmenter(small_clip(), method=method).set_classes(CLASSES)
+    plain = segmenter.with_method("naclip", **WINDOWS)(image).segmentation
+    voted = segmenter(image).segmentation
+    assert not torch.equal(voted, plain)
+    for y in range(1, 47, 5):
+        for x in range(1, 60, 7):
+            counts = plain[y - 1 : y + 2, x - 1 : x + 2].flatten().bincount(minlength=4)
+            assert counts[voted[y, x]] == counts.max()

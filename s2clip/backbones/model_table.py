@@ -22,9 +22,9 @@ class ModelRow:
 
     name: str
     kind: str
-    """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`), "words" (text towers alone)."""
+    """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`, `--regions`), "words" (text towers alone)."""
     family: str
-    """Which code runs it: clip, language-radio; vit, rotary, radio; sam; siglip."""
+    """Which code runs it: clip, language-radio; vit, rotary, radio; sam, eomt; siglip."""
     architecture: str
     """Its name in open_clip, timm or segment_anything."""
     parameters: float

@@ -29,7 +29,7 @@ from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
-ARCHITECTURES = {name: row.architecture for name, row in MODELS["masks"].items()}
+ARCHITECTURES = {name: row.architecture for name, row in MODELS["masks"].items() if row.family == "sam"}
 SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
 ALIASES = {"sam-b": "sam-vit-b", "sam-l": "sam-vit-l", "sam-h": "sam-vit-h"}
 

@@ -24,7 +24,7 @@ def refuse_without_effect(
         raise ValueError(f"--regions: has no effect, {names} takes no regions; --method corrclip does")
     if model_settings.get("vfm") is not None and not any(method.uses_vfm for method in methods):
         raise ValueError(f"--vfm: has no effect, {names} uses no vision foundation model")
-    asks_sam = refined or any(method.uses_sam for method in methods) or (takes_regions and regions == "sam")
+    asks_sam = refined or any(method.uses_sam for method in methods) or (takes_regions and regions in (None, "sam"))
     if model_settings.get("sam") is not None and not asks_sam:
         raise ValueError(f"--sam: has no effect on {names} without --refine sam")
     if background is not None and not threshold:

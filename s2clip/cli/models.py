@@ -9,7 +9,7 @@ import click
 TITLES = {
     "clip": "--model: pictures and words",
     "vision": "--vfm: vision alone",
-    "masks": "--sam: masks",
+    "masks": "--sam, --regions: masks",
     "words": "words alone, for RADIO",
 }
 

@@ -11,6 +11,7 @@ import click
 from s2clip.backbones.model_table import MODELS
 from s2clip.cli.console import LineHandler
 
+SAMS = [name for name, row in MODELS["masks"].items() if row.family == "sam"]
 _MODELS = {
     "model": click.option(
         "--model",
@@ -23,11 +24,11 @@ _MODELS = {
         help="Vision foundation model, e.g. dino-b8 or dinov3-b16; `s2clip models` lists them; default: the one that "
         "goes with the model.",
     ),
-    "sam": click.option(
-        "--sam", help=f"SAM for --refine: {', '.join(('sam-tiny', *MODELS['masks']))}; default: as the model."
-    ),
+    "sam": click.option("--sam", help=f"SAM for --refine: {', '.join(('sam-tiny', *SAMS))}; default: as the model."),
     "regions": click.option(
-        "--regions", metavar="DIR|sam", help="Region ids for --method corrclip: PNGs named as the pictures, or SAM's."
+        "--regions",
+        metavar="DIR|sam|eomt-l",
+        help="Regions for --method corrclip: PNGs of ids named as the pictures, SAM's masks (default) or EoMT's.",
     ),
     "device": click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is one."),
     "weights": click.option(
