@@ -78,10 +78,22 @@ def test_methods_and_refinements_stand_side_by_side(run, trees, tmp_path):
     assert head.split() == ["clip", "clip+sam", "maskclip", "maskclip+sam"]
     assert "voc20: 1 of 3 pictures, per cent" in result.stdout
     assert len(next(line for line in result.stdout.splitlines() if line.startswith("mIoU")).split()) == 5
+    assert any(line.split() == ["mIoU", "in", "print", *"----"] for line in result.stdout.splitlines())
     folders = sorted(path.name for path in (tmp_path / "out/evaluate/voc20/tiny").iterdir())
     assert folders == ["clip", "clip+sam", "maskclip", "maskclip+sam"]
     for name in ("protocol.json", "result.json", "result.md", "result.csv", "confusion.csv", "records"):
         assert (tmp_path / "out/evaluate/voc20/tiny/clip+sam" / name).exists()
+
+
+def test_a_stage_has_a_folder_and_a_column_of_its_own(run, trees, tmp_path):
+    options = ("--method", "maskclip", "--stage", "none", "pearl", "--short-side", 32, "--limit", 1)
+    result = run("evaluate", "voc20", "--data", trees("voc20").root, *options)
+    assert result.exit_code == 0, result.output
+    head = next(line for line in result.stdout.splitlines() if "maskclip+pearl" in line)
+    assert head.split() == ["maskclip", "maskclip+pearl"]
+    folder = tmp_path / "out/evaluate/voc20/tiny/maskclip+pearl"
+    assert json.loads((folder / "protocol.json").read_text())["method"]["propagation"]["grid"] == 80
+    assert json.loads((folder / "result.json").read_text())["stage"] == "pearl"
 
 
 def test_every_method_runs_with_its_preset_beside_the_others(run, trees):

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from s2clip.cli import main
 from s2clip.evaluation import published_figures
 from s2clip.evaluation.benchmarks import benchmark
+from s2clip.evaluation.report import Report, joined
 from s2clip.published.catalogue import METHODS
 
 ROWS = published_figures.published_rows()
@@ -55,6 +56,32 @@ def test_rows_are_filtered_and_disagreeing_sources_stand_together():
     assert run("--method", "cass, corrclip v2").stdout == run("--method", "CASS", "CorrCLIP v2").stdout
     pairs = [(row["method"], row["model"]) for row in ROWS]
     assert sum(one != other for one, other in itertools.pairwise(pairs)) == len(set(pairs)) - 1
+
+
+def test_the_measured_column_is_that_of_the_scenes_page():
+    page = (Path(__file__).parents[1] / "docs" / "scenes.md").read_text().splitlines()
+    names = [cell.strip() for cell in next(line for line in page if line.startswith("| | clip |")).split("|")[2:-1]]
+    means = [cell.strip(" *") for cell in next(line for line in page if line.startswith("| **mIoU**")).split("|")[2:-1]]
+    shown = published_figures.measured()
+    assert {name: float(mean) for name, mean in zip(names, means, strict=True)} == {
+        name: figure for name, figure in shown.items() if name in names
+    }
+    assert set(shown) <= set(METHODS)
+    lines = published_figures.cells(published_figures.choose(ROWS, methods=("naclip",)))
+    assert {line[lines[0].index("scenes")] for line in lines[1:]} == {f"{shown['naclip']:g}"}
+
+
+def test_what_is_published_of_a_method_model_and_data_set():
+    figures = published_figures.published_for("naclip", "ViT-B-16", "voc21")
+    assert {58.9, 64.07} <= set(figures)
+    assert list(figures) == sorted(figures)
+    assert published_figures.published_for("naclip", "ViT-H-14", "voc21") == ()
+    assert joined(figures) == f"{figures[0]:.1f} to {figures[-1]:.1f}"
+    protocol = {"method": {"name": "naclip"}, "clip": "ViT-B-16", "dataset": {"name": "voc21"}}
+    assert Report(protocol, None, 0, Path()).published == figures
+    steadied = {**protocol, "method": {"name": "naclip", "propagation": {"grid": 80}}}
+    assert Report(steadied, None, 0, Path()).published == ()
+    assert (joined(()), joined((58.94,)), joined((58.94, 58.91))) == ("-", "58.9", "58.9")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_models_lists_every_model_and_finds_its_weights(tmp_path):
     assert rows["dinov3-b16"]["weights"] == str(tmp_path / "dinov3-b16.safetensors")
     assert {name for name, row in rows.items() if row["weights"] == "embedded"} == {"tiny", "tiny-dino", "sam-tiny"}
     assert rows["DFN-H-14"]["weights"] is None
+    assert not any(row["gated"] for row in rows.values())  # of Meta's DINOv3, which is, timm has an open copy
     assert {name for name, row in rows.items() if not row["commercial"]} == {
         "MetaCLIP-B-16", "MetaCLIP-L-14", "DFN-B-16", "DFN-L-14", "DFN-H-14"
     }  # fmt: skip

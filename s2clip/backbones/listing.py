@@ -16,13 +16,15 @@ EMBEDDED = {"clip": ("tiny", "clip", 8), "vision": ("tiny-dino", "dino", 4), "ma
 
 def list_models(cache_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """One row per model: {"kind", "name", "family", "parameters" (millions), "patch", "native", "licence",
-    "commercial", "source", "weights": file, "embedded" or None}. Opens no socket."""
+    "gated", "commercial", "source", "weights": file, "embedded" or None}. Opens no socket."""
     rows = []
     for kind, models in MODELS.items():
         if kind in EMBEDDED:
             rows.append(_embedded(kind, *EMBEDDED[kind]))
         for name, row in models.items():
-            facts = {field: getattr(row, field) for field in ("family", "parameters", "patch", "native", "licence")}
+            facts = {
+                field: getattr(row, field) for field in ("family", "parameters", "patch", "native", "licence", "gated")
+            }
             source = "/".join(row.files[0]) if row.files else row.url
             path = find_local(name, cache_dir)
             where = None if path is None else str(path)
@@ -36,7 +38,7 @@ def _embedded(kind: str, name: str, part: str, patch: int) -> dict[str, Any]:
     with resources.as_file(resources.files("s2clip.data") / "tiny" / f"{part}.safetensors") as path:
         count = _parameters(path)
     facts = {"family": "embedded", "parameters": round(count / 1e6, 1), "patch": patch, "native": None}
-    facts |= {"licence": "Apache-2.0", "commercial": True, "source": "s2clip", "weights": "embedded"}
+    facts |= {"licence": "Apache-2.0", "commercial": True, "gated": False, "source": "s2clip", "weights": "embedded"}
     return {"kind": kind, "name": name, **facts}
 
 

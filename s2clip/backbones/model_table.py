@@ -33,6 +33,8 @@ class ModelRow:
     """Of the weights."""
     commercial: bool
     """Whether that licence allows commercial use."""
+    gated: bool = False
+    """Whether its repository is open to those alone who accepted the licence there."""
     patch: int = 0
     native: int = 0
     """Pixels of a side that its position table is for."""

@@ -32,11 +32,18 @@ def models(as_json: bool, cache_dir: Path | None) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [("name", "parameters", "patch", "licence", "weights")]
+    lines = [("name", "parameters", "patch", "licence", "gated", "weights")]
     for row in rows:
         licence = row["licence"] + ("" if row["commercial"] else "*")
         lines.append(
-            (row["name"], f"{row['parameters']:.1f} M", str(row["patch"] or "-"), licence, row["weights"] or "not here")
+            (
+                row["name"],
+                f"{row['parameters']:.1f} M",
+                str(row["patch"] or "-"),
+                licence,
+                "yes" if row["gated"] else "no",
+                row["weights"] or "not here",
+            )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

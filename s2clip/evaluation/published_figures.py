@@ -84,9 +84,26 @@ def choose(
     ]
 
 
+def published_for(method: str, model: str | None, dataset: str) -> tuple[float, ...]:
+    """All figures of a method, model and data set, in rising order."""
+    return tuple(
+        sorted(
+            row["miou"][dataset]
+            for row in published_rows()
+            if row["method"] == method and row["model"] == model and dataset in row["miou"]
+        )
+    )
+
+
+@functools.cache
+def measured() -> dict[str, float]:
+    """Method → its mIoU on the scenes with the embedded models, as docs/scenes.md has it."""
+    return dict(_table()["measured"]["scenes"])
+
+
 def cells(rows: list[Row]) -> list[list[str]]:
-    """A table with its header: one line per row, "-" where nothing is printed."""
-    header = ["method", "model", "with", *datasets(), "average", "read", "licence", "source"]
+    """A table with its header: one line per row, "-" where nothing is printed, "scenes" measured by us."""
+    header = ["method", "model", "with", *datasets(), "average", "scenes", "read", "licence", "source"]
     return [header] + [
         [
             row["method"],
@@ -94,6 +111,7 @@ def cells(rows: list[Row]) -> list[list[str]]:
             row["with"] or "-",
             *(_figure(row["miou"].get(name)) for name in datasets()),
             _figure(row["average"]),
+            _figure(measured().get(row["method"])),
             row["read"],
             row["licence"] or "-",
             row["source"],
@@ -125,6 +143,8 @@ source's Table 1; `s2clip field --method trident cliper --dataset voc21` shows a
   network.
 * `read` says where: "code", a README or result file at that commit; "paper", a table or an abstract; "second hand",
   quoted by somebody else and not checked.
-* None of these was measured by s2clip. What it measures, on painted scenes, is in [scenes.md](scenes.md).
+* None of these was measured by s2clip, but for "scenes": mIoU of the method on 200 painted scenes with the embedded
+  models, whatever model the row is of ([scenes.md](scenes.md)); methods that s2clip does not have show "-" there.
+* `s2clip evaluate` on a benchmark prints what is published for its method and model below what it measures.
 
 """

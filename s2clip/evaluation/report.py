@@ -19,8 +19,10 @@ from s2clip.evaluation.metrics import (
     mean_iou,
     pixel_accuracy,
 )
+from s2clip.evaluation.published_figures import published_for
 from s2clip.evaluation.records import Tally
 from s2clip.files import whole_file, write_json
+from s2clip.methods.stages import stage_name
 from s2clip.refinement.settings import refinement_name
 
 logger = logging.getLogger(__name__)
@@ -62,9 +64,19 @@ class Report:
 
     @property
     def title(self) -> str:
-        """What answered: method and refinement."""
-        method, refine = self.protocol["method"]["name"], refinement_name(self.protocol)
-        return method if refine == "none" else f"{method}+{refine}"
+        """What answered: method, stage and refinement."""
+        method = self.protocol["method"]
+        added = (stage_name(method), refinement_name(self.protocol))
+        return "+".join([method["name"], *(name for name in added if name != "none")])
+
+    @property
+    def published(self) -> tuple[float, ...]:
+        """What is printed for this method, model and data set, in rising order: every figure of `s2clip field`,
+        whatever it needs. Nothing is where a stage was added."""
+        method, dataset = self.protocol["method"], self.protocol["dataset"]["name"]
+        if stage_name(method) != "none":
+            return ()
+        return published_for(method["name"], self.protocol.get("clip"), dataset)
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -73,7 +85,9 @@ class Report:
         return {
             "dataset": dataset["name"],
             "method": self.protocol["method"]["name"],
+            "stage": stage_name(self.protocol["method"]),
             "refine": refinement_name(self.protocol),
+            "published_miou": list(self.published),
             "model": self.protocol.get("clip"),
             "pictures": {"in_dataset": dataset["pictures"], "asked": self.asked, "scored": len(self.tally.done)},
             "failed": [{"name": name, "error": error} for name, error in self.failed],
@@ -137,6 +151,7 @@ class Report:
             "| figure | per cent |",
             "|---|---:|",
             *(f"| {name} | {figure(found[key])} |" for name, key in MEANS.items()),
+            *([f"| mIoU in print, `s2clip field` | {joined(self.published)} |"] if self.published else []),
             "",
             f"{duration(timings['total_s'])} on {self.device}"
             + "".join(f", {name} memory at most {value:.0f} MiB" for name, value in found["peak_memory_mib"].items())
@@ -178,6 +193,7 @@ def side_by_side(reports: list[Report]) -> str:
     lines = [["", *(report.title for report in reports)]]
     lines += [[name, *(figure(one["per_class"][index]["iou"], 1) for one in found)] for index, name in enumerate(names)]
     lines += [[title, *(figure(one[key], 1) for one in found)] for title, key in MEANS.items()]
+    lines.append(["mIoU in print", *(joined(report.published) for report in reports)])
     lines.append(["total time", *(duration(one["timings"]["total_s"]) for one in found)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     printed = [
@@ -185,7 +201,7 @@ def side_by_side(reports: list[Report]) -> str:
         for line in lines
     ]
     rule = "-" * len(printed[0])
-    return "\n".join([printed[0], rule, *printed[1:-4], rule, *printed[-4:]])
+    return "\n".join([printed[0], rule, *printed[1:-5], rule, *printed[-5:]])
 
 
 def duration(seconds: float) -> str:
@@ -193,6 +209,14 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def joined(figures: tuple[float, ...]) -> str:
+    """ "58.9 to 64.1" of what several sources print, "-" of nothing."""
+    if not figures:
+        return "-"
+    first, last = figure(figures[0], 1), figure(figures[-1], 1)
+    return first if first == last else f"{first} to {last}"
 
 
 def figure(value: float | None, digits: int = 2) -> str:

@@ -99,10 +99,9 @@ FIELDS = {"key_rotation": KeyRotation, "propagation": Propagation, "purification
 
 
 def stage_name(method: Any) -> str:
-    """ "none", or the names of the method's stages that it does not have of itself, joined by "+"."""
+    """ "none", or the names of the stages that a `Method` takes, or its fields in a mapping do, joined by "+"."""
+    fields_of = method.get if isinstance(method, Mapping) else lambda field: getattr(method, field)
     names = [
-        name
-        for name, fields in STAGES.items()
-        if fields and all(getattr(method, field) is not None for field in fields)
+        name for name, fields in STAGES.items() if fields and all(fields_of(field) is not None for field in fields)
     ]
     return "+".join(names) or "none"
