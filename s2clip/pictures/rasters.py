@@ -28,6 +28,8 @@ SEEN = 1024
 """Longer side, in pixels, of the reduced raster that percentiles are taken of."""
 CACHE = 64
 """MB that GDAL keeps of decoded blocks; its own default is a twentieth of the machine's memory."""
+STRIP = 512
+"""Rows that are read at once where the whole raster is reduced, a tile of most files."""
 PHASE = 0.25
 """Origins are whole pixels or half ones, as programs count them; a cut between those tells the same of both."""
 
@@ -158,12 +160,35 @@ class Raster:
         return picture, valid
 
     def _samples(self, window: Any = None, out_shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        where: dict[str, Any] = {"window": window}
+        """(samples [S,h,w], bool [h,w] whether all bands have a value)."""
         with self._environment, _said(self.name):
-            shape = {} if out_shape is None else {"out_shape": (len(self.bands), *out_shape)}
-            values = self._file.read(list(self.bands), **where, **shape)
-            masks = self._file.read_masks(list(self.bands), **where, **shape)
-        valid = (masks != 0).all(0)
+            if out_shape is None:
+                return self._read(window=window)
+            if self._file.overviews(self.bands[0]):
+                return self._read(out_shape=(len(self.bands), *out_shape))
+            return self._thinned(*out_shape)
+
+    def _thinned(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every so many rows and columns one, from strips that are read once.
+
+        GDAL's own way had read 20 GB of a 0.8 GB file of 20,000 x 20,000 pixels without overviews, and was not done.
+        """
+        from rasterio.windows import Window
+
+        rows = (np.arange(height) * self.height + self.height // 2) // height
+        columns = (np.arange(width) * self.width + self.width // 2) // width
+        strips = rows // STRIP
+        parts = []
+        for strip in np.unique(strips):
+            own = rows[strips == strip]
+            place = Window(0, int(own[0]), self.width, int(own[-1] - own[0]) + 1)
+            values, valid = self._read(window=place)
+            parts.append((values[:, own - own[0]][..., columns], valid[own - own[0]][:, columns]))
+        return np.concatenate([one for one, _ in parts], 1), np.concatenate([one for _, one in parts])
+
+    def _read(self, **where: Any) -> tuple[np.ndarray, np.ndarray]:
+        values = self._file.read(list(self.bands), **where)
+        valid = (self._file.read_masks(list(self.bands), **where) != 0).all(0)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
         return values, valid
