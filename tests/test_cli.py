@@ -102,7 +102,7 @@ def test_json_is_one_object(run, tmp_path):
         (["--classes", "sky", "--refine", "magic"], "none"),
         (["--classes", "sky", "--threshold", "2", "--background", "sky"], "threshold"),
         (["--classes", "sky", "--threshold", "0.5", "--background", "tree"], "background"),
-        (["--classes", "sky", "--format", "png,gif"], "cvat, received 'gif'"),
+        (["--classes", "sky", "--format", "png,gif"], "geojson, received 'gif'"),
         (["--classes", "sky", "--max-megapixels", "0"], "--max-megapixels"),
         (["--classes", "sky", "--max-megapixels", "nan"], "--max-megapixels"),
         (["--classes", "sky", "--device", "toaster"], "--device must be"),
