@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.tiles import LOG2E, architecture, bilinear, bilinear_taps, launcher
+from s2clip.kernels.tiles import LOG2E, adjacent_taps, architecture, launcher
 
 # Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
 SIZES = ("words", "rows", "columns", "height", "width")
@@ -50,12 +50,35 @@ def _own_pixels(pixels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _streaming_softmax(value, largest, total):
-    """One step of max and sum exp2(value - max) with a single exponential."""
-    grows = value > largest
+def _corners(pixel, rows, columns, height, width, scale):
+    """(offset of the upper left logit of a pixel's four, their weights times scale)."""
+    # Pixels beyond the last repeat it, so that no load needs a mask.
+    pixel = tl.minimum(pixel, height * width - 1)
+    top, share_y = adjacent_taps(pixel // width, height, rows)
+    left, share_x = adjacent_taps(pixel % width, width, columns)
+    upper = (1.0 - share_y) * scale
+    lower = share_y * scale
+    weights = (upper * (1.0 - share_x), upper * share_x, lower * (1.0 - share_x), lower * share_x)
+    return top * columns + left, weights
+
+
+@triton.jit
+def _resized(plane, columns, corner, weights):
+    """scale times the resized logits of one word."""
+    upper = plane + corner
+    lower = plane + columns + corner
+    value = tl.load(upper).to(tl.float32) * weights[0]
+    value = tl.fma(tl.load(upper + 1).to(tl.float32), weights[1], value)
+    value = tl.fma(tl.load(lower).to(tl.float32), weights[2], value)
+    return tl.fma(tl.load(lower + 1).to(tl.float32), weights[3], value)
+
+
+@triton.jit
+def _streaming_softmax(value, better, largest, total):
+    """One step of max and sum exp2(value - max) with a single exponential; better: value is the new maximum."""
     decay = tl.exp2(-tl.abs(value - largest))
-    total = tl.where(grows, total * decay + 1.0, total + decay)
-    return tl.where(grows, value, largest), total
+    total = tl.fma(tl.where(better, total, 1.0), decay, tl.where(better, 1.0, total))
+    return tl.where(better, value, largest), total
 
 
 @triton.jit(do_not_specialize=["logits", "class_index", "labels", "confidence", "background", *SIZES])
@@ -75,26 +98,21 @@ def _classify_pixels_kernel(
     BLOCK: tl.constexpr,
 ):
     image, pixel, inside = _own_pixels(height * width, BLOCK)
-    top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
-    left, right, share_x = bilinear_taps(pixel % width, width, columns)
-    top = top * columns
-    bottom = bottom * columns
+    # The scale is in the weights, so that comparisons see it: below zero the order turns round, zero makes all equal.
+    corner, weights = _corners(pixel, rows, columns, height, width, scale_log2e)
     plane = logits + image * words * rows * columns
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    label = tl.zeros([BLOCK], tl.int32)
+    label = tl.full([BLOCK], 2147483647, tl.int32)
     largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
     total = tl.zeros([BLOCK], tl.float32)
     finite = pixel >= 0
     for word in range(0, words):
-        value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        value = _resized(plane, columns, corner, weights)
         plane += rows * columns
         finite = finite & (tl.abs(value) < float("inf"))
-        value *= scale_log2e  # before the comparison: a scale below zero turns the order round, zero makes all equal
         index = tl.load(class_index + word).to(tl.int32)
-        better = (value > best) | ((value == best) & (index < label))
-        best = tl.where(better, value, best)
+        better = (value > largest) | ((value >= largest) & (index < label))
         label = tl.where(better, index, label)
-        largest, total = _streaming_softmax(value, largest, total)
+        largest, total = _streaming_softmax(value, better, largest, total)
     score = 1.0 / total
     label = tl.where(score < threshold, background, label)
     out = image * height * width + pixel
@@ -119,29 +137,32 @@ def _class_scores_kernel(
 ):
     """word_order sorts the words by class; those of class k are word_order[class_start[k]:class_start[k + 1]]."""
     image, pixel, inside = _own_pixels(height * width, BLOCK)
-    top, bottom, share_y = bilinear_taps(pixel // width, height, rows)
-    left, right, share_x = bilinear_taps(pixel % width, width, columns)
-    top = top * columns
-    bottom = bottom * columns
+    corner, weights = _corners(pixel, rows, columns, height, width, scale_log2e)
     planes = logits + image * words * rows * columns
     largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
     total = tl.zeros([BLOCK], tl.float32)
     finite = pixel >= 0
     plane = planes
     for _ in range(0, words):
-        value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
+        value = _resized(plane, columns, corner, weights)
         plane += rows * columns
         finite = finite & (tl.abs(value) < float("inf"))
-        largest, total = _streaming_softmax(value * scale_log2e, largest, total)
+        largest, total = _streaming_softmax(value, value > largest, largest, total)
+    share = 1.0 / total
     out = scores + image * classes * height * width + pixel
     for index in range(0, classes):
         score = tl.zeros([BLOCK], tl.float32)
         for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
-            plane = planes + tl.load(word_order + position) * rows * columns
-            value = bilinear(plane, top, bottom, left, right, share_y, share_x, inside)
-            score = tl.maximum(score, tl.exp2(value * scale_log2e - largest) / total)
+            value = _resized(planes + tl.load(word_order + position) * rows * columns, columns, corner, weights)
+            score = tl.maximum(score, tl.exp2(value - largest) * share)
         tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
         out += height * width
+
+
+def _two_at_least(logits: torch.Tensor) -> torch.Tensor:
+    """Contiguous, a grid of one row or column as two equal ones: a pixel has four logits, side by side."""
+    rows, columns = (-1 if count > 1 else 2 for count in logits.shape[2:])
+    return logits.expand(-1, -1, rows, columns).contiguous()
 
 
 @launcher
@@ -155,6 +176,7 @@ def launch(
     background: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `reference.classify_pixels`."""
+    logits = _two_at_least(logits)
     batch, words, rows, columns = logits.shape
     height, width = size
     labels = torch.empty((batch, height, width), dtype=torch.int32, device=logits.device)
@@ -163,7 +185,7 @@ def launch(
         return labels, confidence
     block, warps = configuration(architecture(logits.device), scores=False)
     _classify_pixels_kernel[(triton.cdiv(height * width, block) * batch,)](
-        logits.contiguous(),
+        logits,
         class_index.contiguous(),
         labels,
         confidence,
@@ -178,7 +200,7 @@ def launch(
         BLOCK=block,
         num_warps=warps,
         num_stages=1,
-        enable_fp_fusion=False,  # equal logits of two words must stay equal, and round as F.interpolate's
+        enable_fp_fusion=False,  # equal logits of two words must stay equal, whatever the compiler would fuse
     )
     return labels, confidence
 
@@ -188,6 +210,7 @@ def launch_scores(
     logits: torch.Tensor, size: tuple[int, int], scale: float, class_index: torch.Tensor, classes: int
 ) -> torch.Tensor:
     """As `reference.class_scores`."""
+    logits = _two_at_least(logits)
     batch, words, rows, columns = logits.shape
     height, width = size
     scores = torch.empty((batch, classes, height, width), dtype=logits.dtype, device=logits.device)
@@ -198,7 +221,7 @@ def launch_scores(
     class_start = torch.searchsorted(sorted_index, boundaries).to(torch.int32)
     block, warps = configuration(architecture(logits.device), scores=True)
     _class_scores_kernel[(triton.cdiv(height * width, block) * batch,)](
-        logits.contiguous(),
+        logits,
         word_order,
         class_start,
         scores,

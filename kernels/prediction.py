@@ -27,6 +27,7 @@ BARRIER = 30
 # so that a union or a look-up takes one step, and half of the blocks of pixels see a second label.
 Trips = float | Callable[[dict[str, Any]], float]
 ASSUMED: dict[tuple[str, str], Trips] = {
+    ("spatial_entropy.py", "range(0, channels, EVERY)"): lambda given: -(-_channels(given) // given["EVERY"]),
     ("affinity_kernels.py", "range(0, channels, BLOCK_C)"): lambda given: -(-_channels(given) // given["BLOCK_C"]),
     ("component_statistics.py", "range(ROUNDS)"): 1.5,
     ("component_statistics.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
@@ -63,8 +64,10 @@ class Prediction(NamedTuple):
 
 
 def _channels(given: dict[str, Any]) -> int:
-    """Of unit_rows_kernel in units of 16 bytes where they are WIDE, of the others as they are."""
-    return given["channels"] * (16 // given["feature"].element_size() if given.get("WIDE") else 1)
+    """In units of 16 bytes where the kernel is told that its rows are WIDE, or tokens."""
+    if given.get("WIDE"):
+        return given["channels"] * (16 // given["feature"].element_size())
+    return given["channels"] * (16 // given["features"].element_size() if given.get("TOKENS") else 1)
 
 
 def _source_trips(place: Place, arguments: dict[str, Any]) -> float:

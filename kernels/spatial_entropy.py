@@ -8,8 +8,13 @@ with the smallest sigma of the image's channels, which is why there are two kern
 B images, C channels. Never written: the standardised maps and the distributions [B,C,N]; the eager chain writes and
 reads each about ten times. Written: four numbers per channel.
 
-fp16, bf16, fp32; arithmetic in fp32; two-pass variance; fixed order of summation, no atomics. Tiles are channels x
-positions, so that token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read along their contiguous axis.
+fp16, bf16, fp32; arithmetic in fp32; fixed order of summation, no atomics. Tiles are channels x positions, so that
+token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read along their contiguous axis. Loops add tiles to tiles,
+which needs no barrier; one reduction follows. Three passes:
+* moments about the mean of the first tile: one pass, and the shift is at most sqrt(N / BLOCK_N) deviations from mu, so
+  that the variance loses no more than N / BLOCK_N roundings;
+* S, with log2 P = (x - max x) a - log2 S linear in x;
+* max(P, eps) = 2^max(log2 P, log2 eps): the logarithm is at hand before the power, and none is computed.
 """
 
 from typing import NamedTuple
@@ -18,11 +23,12 @@ import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.tiles import architecture, launcher
+from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
+EVERY = tl.constexpr(256)  # deviations at a time
 FIGURES = ("mean", "deviation", "largest", "entropy")
-# Rows end where they end, so no multiple of 16 would widen an access; that one stride is 1 is what TOKENS says.
-RUN_TIME = ["features", *FIGURES, "channels", "positions", "stride_image", "stride"]
+# One stride is 1, which TOKENS says; then the others come in units of 16 bytes.
+RUN_TIME = [*FIGURES, "channels", "positions", "stride_image", "stride"]
 
 
 class Configuration(NamedTuple):
@@ -43,6 +49,27 @@ def _maximum(x, y):
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def _places(features, image, stride_image, stride, TOKENS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(channels of this program, places of its first tile, from one tile to the next)."""
+    UNIT: tl.constexpr = 128 // features.dtype.element_ty.primitive_bitwidth
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    step = stride.to(tl.int64)
+    if TOKENS:
+        place = features + image * stride_image * UNIT + (n * stride * UNIT)[None, :] + c[:, None]
+        step = step * (BLOCK_N * UNIT)
+    else:
+        place = features + image * stride_image + (c * step)[:, None] + n[None, :]
+        step = step * 0 + BLOCK_N
+    return c, place, step
+
+
+@triton.jit
+def _add_moments(away, x, total, squares, top):
+    return total + away, tl.fma(away, away, squares), _maximum(top, x)
+
+
 @triton.jit(do_not_specialize=RUN_TIME)
 def _moments_kernel(
     features,
@@ -58,36 +85,37 @@ def _moments_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Mean, population deviation and maximum of every channel."""
+    if TOKENS:
+        channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    n = tl.arange(0, BLOCK_N)
-    step_c = 1 if TOKENS else stride
-    step_n = stride if TOKENS else 1
-    plane = features + image * stride_image + c.to(tl.int64)[:, None] * step_c
-    total = tl.zeros([BLOCK_C], tl.float32)
+    c, place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
+    own = (c < channels)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    first = tl.load(place, mask=own & (n < positions), other=0.0).to(tl.float32)
+    shift = tl.sum(first, axis=1) / tl.minimum(positions, BLOCK_N)
+    total = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
+    squares = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     top = tl.full([BLOCK_C, BLOCK_N], float("-inf"), tl.float32)
-    for start in range(0, positions, BLOCK_N):
-        inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(x, axis=1)
-        top = _maximum(top, tl.where(inside, x, float("-inf")))
-    centre = total / positions
-    squares = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, positions, BLOCK_N):
-        inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
-        away = tl.where(inside, x - centre[:, None], 0.0)
-        squares += tl.sum(away * away, axis=1)
+    for _ in range(0, positions // BLOCK_N):
+        x = tl.load(place, mask=own, other=0.0).to(tl.float32)
+        total, squares, top = _add_moments(x - shift[:, None], x, total, squares, top)
+        place += step
+    left = positions % BLOCK_N
+    if left > 0:
+        x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
+        away = tl.where(n < left, x - shift[:, None], 0.0)
+        total, squares, top = _add_moments(away, tl.where(n < left, x, float("-inf")), total, squares, top)
+    away = tl.sum(total, axis=1) / positions
+    variance = _maximum(tl.sum(squares, axis=1) / positions - away * away, 0.0)
     out = image * channels + c
-    tl.store(mean + out, centre, mask=c < channels)
-    tl.store(deviation + out, tl.sqrt(squares / positions), mask=c < channels)
+    tl.store(mean + out, shift + away, mask=c < channels)
+    tl.store(deviation + out, tl.sqrt(variance), mask=c < channels)
     tl.store(largest + out, tl.reduce(top, 1, _maximum), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def _entropy_kernel(
     features,
-    mean,
     deviation,
     largest,
     entropy,
@@ -100,41 +128,53 @@ def _entropy_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Entropy of every channel, in nats."""
+    if TOKENS:
+        channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
-    n = tl.arange(0, BLOCK_N)
-    smallest = tl.full([BLOCK_N], float("inf"), tl.float32)
-    for start in range(0, channels, BLOCK_N):
-        every = tl.load(deviation + image * channels + start + n, mask=start + n < channels, other=float("inf"))
+    lane = tl.arange(0, EVERY)
+    smallest = tl.full([EVERY], float("inf"), tl.float32)
+    for start in range(0, channels, EVERY):
+        every = tl.load(deviation + image * channels + start + lane, mask=start + lane < channels, other=float("inf"))
         smallest = tl.minimum(smallest, every)
     epsilon = tl.maximum(tl.min(smallest, axis=0) * 1e-2, 1e-6)
 
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    own = image * channels + c
-    centre = tl.load(mean + own, mask=c < channels, other=0.0)
-    inverse = 1.0 / (tl.load(deviation + own, mask=c < channels, other=0.0) + epsilon)
-    top = (tl.load(largest + own, mask=c < channels, other=0.0) - centre) * inverse
-    step_c = 1 if TOKENS else stride
-    step_n = stride if TOKENS else 1
-    plane = features + image * stride_image + c.to(tl.int64)[:, None] * step_c
-    total = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, positions, BLOCK_N):
-        inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
-        exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
-        total += tl.sum(tl.exp(tl.where(inside, exponent, float("-inf"))), axis=1)
-    share = 1.0 / (total + epsilon)
-    mass = tl.zeros([BLOCK_C], tl.float32)
-    surprise = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, positions, BLOCK_N):
-        inside = (c[:, None] < channels) & (start + n[None, :] < positions)
-        x = tl.load(plane + (start + n).to(tl.int64)[None, :] * step_n, mask=inside, other=0.0).to(tl.float32)
-        exponent = (x - centre[:, None]) * inverse[:, None] - top[:, None]
-        power = tl.exp(tl.where(inside, exponent, float("-inf")))
-        probability = _maximum(power * share[:, None], epsilon)
-        mass += tl.sum(tl.where(inside, probability, 0.0), axis=1)
-        surprise += tl.sum(tl.where(inside, probability * tl.log(probability), 0.0), axis=1)
-    mass = tl.where(c < channels, mass, 1.0)
-    tl.store(entropy + own, (mass * tl.log(mass) - surprise) / mass, mask=c < channels)
+    c, start_place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
+    own = (c < channels)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    figures = image * channels + c
+    spread = tl.load(deviation + figures, mask=c < channels, other=0.0) + epsilon
+    rate = (1.0 / spread * LOG2E)[:, None]
+    top = tl.load(largest + figures, mask=c < channels, other=0.0)[:, None]
+    left = positions % BLOCK_N
+    powers = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
+    place = start_place
+    for _ in range(0, positions // BLOCK_N):
+        powers += tl.exp2((tl.load(place, mask=own, other=0.0).to(tl.float32) - top) * rate)
+        place += step
+    if left > 0:
+        x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
+        powers += tl.where(n < left, tl.exp2((x - top) * rate), 0.0)
+    share = -tl.log2(tl.sum(powers, axis=1) + epsilon)[:, None]
+    least = tl.log2(epsilon)
+    mass = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
+    surprise = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
+    place = start_place
+    for _ in range(0, positions // BLOCK_N):
+        x = tl.load(place, mask=own, other=0.0).to(tl.float32)
+        exponent = _maximum(tl.fma(x - top, rate, share), least)
+        probability = tl.exp2(exponent)
+        mass += probability
+        surprise = tl.fma(probability, exponent, surprise)
+        place += step
+    if left > 0:
+        x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
+        exponent = _maximum(tl.fma(x - top, rate, share), least)
+        probability = tl.where(n < left, tl.exp2(exponent), 0.0)
+        mass += probability
+        surprise = tl.fma(probability, tl.where(n < left, exponent, 0.0), surprise)
+    total = tl.where(c < channels, tl.sum(mass, axis=1), 1.0)
+    nats = tl.log(total) - tl.sum(surprise, axis=1) / (total * LOG2E)
+    tl.store(entropy + figures, nats, mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["entropy", "result", "channels"])
@@ -151,25 +191,35 @@ def _average_kernel(entropy, result, channels, BLOCK: tl.constexpr):
 AVERAGE_BLOCK = 256
 
 
+def _readable(features: torch.Tensor) -> bool:
+    """Whether positions are evenly spaced, and maps adjacent in a row, or tokens in whole pieces of 16 bytes."""
+    if features.stride(2) != features.shape[3] * features.stride(3) or features.data_ptr() % 16:
+        return False
+    unit = 16 // features.element_size()
+    sizes = (features.shape[1], features.stride(0), features.stride(3))
+    return features.stride(3) == 1 or (features.stride(1) == 1 and all(size % unit == 0 for size in sizes))
+
+
 @launcher
 def launch(features: torch.Tensor) -> torch.Tensor:
     """As `reference.spatial_entropy`."""
     batch, channels, height, width = features.shape
     result = torch.empty(batch, dtype=torch.float32, device=features.device)
-    if features.numel() == 0:
+    if features.numel() == 0 or height * width == 1:  # one position has all of the mass
         return result.zero_()
-    if features.stride(2) != width * features.stride(3) or 1 not in (features.stride(1), features.stride(3)):
-        features = features.contiguous()
+    if not _readable(features):
+        features = features.clone(memory_format=torch.contiguous_format)
     tokens = features.stride(3) != 1
-    positions = height * width
+    unit = 16 // features.element_size() if tokens else 1
     block_c, block_n, warps = configuration(architecture(features.device))
     mean, deviation, largest, entropy = torch.empty((4, batch, channels), dtype=torch.float32, device=features.device)
     grid = (batch, triton.cdiv(channels, block_c))
-    strides = (features.stride(0), features.stride(3 if tokens else 1))
+    sizes = (channels // unit, height * width)
+    strides = (features.stride(0) // unit, features.stride(3 if tokens else 1) // unit)
     tiles = {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n}
-    tiles |= {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}
-    _moments_kernel[grid](features, mean, deviation, largest, channels, positions, *strides, **tiles)
-    _entropy_kernel[grid](features, mean, deviation, largest, entropy, channels, positions, *strides, **tiles)
+    tiles |= {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    _moments_kernel[grid](features, mean, deviation, largest, *sizes, *strides, **tiles)
+    _entropy_kernel[grid](features, deviation, largest, entropy, *sizes, *strides, **tiles)
     _average_kernel[(batch,)](
         entropy, result, channels, BLOCK=AVERAGE_BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=True
     )

@@ -50,6 +50,13 @@ def bilinear_taps(position, out_size, in_size):
 
 
 @triton.jit
+def adjacent_taps(position, out_size, in_size):
+    """(low, share of low + 1) as `bilinear_taps`, of at least two: at the far end all of it is the last one's."""
+    low, _, share = bilinear_taps(position, out_size, in_size)
+    return tl.minimum(low, in_size - 2), tl.where(low > in_size - 2, 1.0, share)
+
+
+@triton.jit
 def bilinear(plane, top, bottom, left, right, share_y, share_x, mask):
     """Resized values of one plane; `top` and `bottom` are offsets of rows, `left` and `right` of columns."""
     top_left = tl.load(plane + top + left, mask=mask, other=0.0).to(tl.float32)
