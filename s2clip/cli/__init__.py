@@ -10,6 +10,7 @@ import click
 
 from s2clip import __version__
 from s2clip.cli.analyze import analyze
+from s2clip.cli.app import app
 from s2clip.cli.check_data import check_data
 from s2clip.cli.convert import convert
 from s2clip.cli.demo import demo
@@ -30,5 +31,5 @@ def main() -> None:
     """Segment pictures by class names, without training."""
 
 
-for command in (segment, serve, demo, evaluate, merge, table, check_data, convert, models, field, doctor, analyze):
+for command in (segment, serve, app, demo, evaluate, merge, table, check_data, convert, models, field, doctor, analyze):
     main.add_command(command)

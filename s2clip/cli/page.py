@@ -1,16 +1,13 @@
-"""A web page around `Segmenter`: pick a picture, name the classes, see the map. Offline with the embedded models.
+"""The page behind `s2clip app`: pick a picture, name the classes, see the map. Offline with the embedded models.
 
-pip install 's2clip[demo]'
-python examples/app.py [--model tiny] [--port 7860]
+gradio (extra `demo`) is imported here and by nothing else.
 """
 
-import argparse
 import base64
 import dataclasses
 import functools
 import html
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -244,26 +241,10 @@ def files_of(result: Result, picture: Path) -> dict:
     return gr.update(value=[*shown, packed], visible=True)
 
 
-def main() -> None:
-    """Serve the page until interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny, ViT-B-16, ViT-L-14, ViT-H-14")
-    parser.add_argument("--device", help="cpu or cuda; default: CUDA where there is one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
-    arguments = parser.parse_args()
+def serve(model: str, device: str | None, host: str, port: int) -> None:
+    """Load the models, then serve the page until interrupted. Raises what loading raises; OSError: a port is taken."""
+    page = Page(model, device)
+    page.segmenter("s2clip", "none")
     # Plain font names: the default theme asks a font server that an offline page does not reach.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    page = Page(arguments.model, arguments.device)
-    try:
-        page.segmenter("s2clip", "none")
-    except (S2ClipError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    try:
-        page.blocks().launch(server_name=arguments.host, server_port=arguments.port, theme=theme, css=CSS)
-    except OSError as error:
-        sys.exit(f"error: --port {arguments.port}: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    main()
+    page.blocks().launch(server_name=host, server_port=port, theme=theme, css=CSS)
