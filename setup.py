@@ -17,7 +17,8 @@ VIDEO = ["av>=14"]
 HEIF = ["pillow-heif>=1.1"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 # FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
-SERVE = ["litserve>=0.2.16", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
+SERVE = ["litserve>=0.2.19", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
+RAY = ["ray[data]>=2.55"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
     "pytest>=8",
@@ -38,6 +39,7 @@ TEST = [
     *DEMO,
     *SUPERVISION,
     *SERVE,
+    *RAY,
     "httpx2>=2",  # what Starlette's test client asks with
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
@@ -105,6 +107,7 @@ setup(
         "heif": HEIF,
         "plot": PLOT,
         "serve": SERVE,
+        "ray": RAY,
         "dev": [*TEST, *BENCH, *LINT, "uv>=0.9"],
     },
     entry_points={"console_scripts": ["s2clip = s2clip.cli:main"]},

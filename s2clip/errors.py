@@ -29,6 +29,10 @@ class MissingExtraError(S2ClipError, ImportError):
     """A package that only one feature needs and that is not installed: the message names the extra."""
 
 
+class ClusterError(S2ClipError, RuntimeError):
+    """A cluster that is not there, or has less than was asked for."""
+
+
 class RefinementError(S2ClipError, RuntimeError):
     """The refinement failed; `coarse` holds the results that it was given, one `Result` per picture."""
 

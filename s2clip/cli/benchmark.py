@@ -2,18 +2,24 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from s2clip.cli.console import bar, load_segmenter, say, usage_errors
+from s2clip.cli.engines import connection
 from s2clip.cli.program import INPUTS_FAILED, ValueFailure
 
 if TYPE_CHECKING:
+    from s2clip.cluster.pool import Cluster
+    from s2clip.evaluation.answers import AnswersElsewhere
     from s2clip.evaluation.datasets import Dataset
     from s2clip.evaluation.own import OwnData
+    from s2clip.evaluation.presets import Preset
     from s2clip.evaluation.ranks import Shard
     from s2clip.evaluation.report import Report
 
@@ -97,7 +103,11 @@ def _told_on_interrupt(done: Callable[[], int]) -> Iterator[None]:
 
 
 def evaluate_methods(
-    run: Run, columns: list[MethodRun], ablate: bool, model_settings: dict[str, Any]
+    run: Run,
+    columns: list[MethodRun],
+    ablate: bool,
+    model_settings: dict[str, Any],
+    cluster: "Cluster | None" = None,
 ) -> "Iterator[Report]":
     """Each with its preset, one after the other, in <output>/<data set>/<model>/<method>+<stage>+<refine>."""
     from s2clip.evaluation.presets import preset
@@ -107,32 +117,84 @@ def evaluate_methods(
     given = {name: value for name, value in model_settings.items() if value is not None}
     with usage_errors():
         presets = [(preset(one.method, dataset.name, model), one) for one in columns]
-    with process_group():
+    with process_group(), connection(cluster):
         for chosen, one in presets:
             with usage_errors():
                 settings = {**chosen.options(model, one.refine), "device": local_device(), **given, **one.fields}
+                if cluster is not None:
+                    answers = _by_ray(partial(_loaded, chosen, settings), dataset, cluster)
+                    yield run.evaluate(answers, dataset, model, _named(answers.settings), source=chosen.source)
+                    continue
                 segmenter = chosen.set_classes(load_segmenter(settings))
             for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source=chosen.source)
 
 
 def evaluate_own(
-    run: Run, columns: list[MethodRun], ablate: bool, model_settings: dict[str, Any], **rules: Any
+    run: Run,
+    columns: list[MethodRun],
+    ablate: bool,
+    model_settings: dict[str, Any],
+    cluster: "Cluster | None" = None,
+    **rules: Any,
 ) -> "Iterator[Report]":
     """Each by its defaults, on the user's data, in <output>/<data>/<model>/<method>+<stage>+<refine>."""
     from s2clip.evaluation.ranks import local_device, process_group
 
     dataset, model = run.open(), model_settings["model"]
     given = {name: value for name, value in model_settings.items() if value is not None}
-    with process_group():
+    source = "defaults, on data of one's own"
+    with process_group(), connection(cluster):
         for one in columns:
             settings = {"method": one.method, "refine": one.refine, "device": local_device()}
             settings |= {**one.fields, **rules, **given}
+            if cluster is not None:
+                load = partial(_loaded_for, tuple(dataset.classes), dataset.background, settings)
+                answers = _by_ray(load, dataset, cluster)
+                yield run.evaluate(answers, dataset, model, _named(answers.settings), source=source)
+                continue
             segmenter = load_segmenter(settings)
             with usage_errors():
                 segmenter.set_classes(list(dataset.classes), background=dataset.background)
             for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
-                yield run.evaluate(variant, dataset, model, name, source="defaults, on data of one's own")
+                yield run.evaluate(variant, dataset, model, name, source=source)
+
+
+def _by_ray(load: Callable[[], Any], dataset: Any, cluster: "Cluster") -> "AnswersElsewhere":
+    """What evaluates by actors, each of which loads its segmenter so."""
+    from s2clip.cluster.scoring import ScoringJob, answers_of
+    from s2clip.cluster.segmenting import share_of_threads
+
+    threads = share_of_threads(cluster.workers) if cluster.address is None else None
+    with usage_errors():
+        answers, warnings = answers_of(ScoringJob(load, dataset, threads=threads), cluster)
+    for line in warnings:
+        say(f"WARNING: {line}", err=True)
+    return answers
+
+
+def _loaded(chosen: "Preset", settings: dict[str, Any]) -> Any:
+    """In the actor."""
+    from s2clip import Segmenter
+
+    return chosen.set_classes(Segmenter.from_pretrained(**settings))
+
+
+def _loaded_for(classes: Sequence[str], background: int | None, settings: dict[str, Any]) -> Any:
+    """In the actor."""
+    from s2clip import Segmenter
+
+    return Segmenter.from_pretrained(**settings).set_classes(list(classes), background=background)
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    """The folder of a method by its settings."""
+    from s2clip.methods.stages import stage_name
+    from s2clip.refinement.settings import refinement_name
+
+    method = SimpleNamespace(**settings["method"])
+    parts = (stage_name(method), refinement_name(settings).replace(" ", "-"))
+    return "+".join([method.name, *(part for part in parts if part != "none")])
 
 
 def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:

@@ -8,8 +8,9 @@ import click
 
 from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_own, evaluate_predictions
 from s2clip.cli.console import load_segmenter, progress, usage_errors
+from s2clip.cli.engines import chosen_cluster, refuse_for_cluster
 from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
-from s2clip.cli.options import model_options, output_options
+from s2clip.cli.options import engine_options, model_options, output_options
 from s2clip.cli.program import ValueFailure
 from s2clip.cli.segment import class_names
 from s2clip.evaluation.ranks import parse_shard
@@ -46,6 +47,7 @@ SCENES_LIMIT = 200
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score the label PNGs of this folder instead.")
 @click.option("--save-predictions", is_flag=True, help="Also write the label PNGs.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of all results; default: out/evaluate.")
+@engine_options
 @model_options
 @output_options
 def evaluate(
@@ -64,6 +66,7 @@ def evaluate(
     ablate: bool,
     seed: int | None,
     predictions: Path | None,
+    engine_settings: dict[str, Any],
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
@@ -85,6 +88,12 @@ def evaluate(
         raise ValueFailure("--ablate needs --refine sam")
     if predictions is not None and methods:
         raise ValueFailure("--predictions scores what is saved: give it without --method")
+    with usage_errors():
+        cluster = chosen_cluster(engine_settings, model_settings["device"])
+        if cluster is not None:
+            given = {"--ablate": ablate, "--shard": run["shard"], "--predictions": predictions}
+            given |= {SCENES: dataset == SCENES}
+            refuse_for_cluster({name: [value] if value else [] for name, value in given.items()})
     runs = _runs(methods or ("s2clip",), stages, refinements)
     if dataset == SCENES:
         for name, value in {**run, "predictions": predictions, "limit": None}.items():
@@ -105,9 +114,9 @@ def evaluate(
     if predictions is not None:
         reports = evaluate_predictions(chosen, predictions)
     elif own is not None:
-        reports = evaluate_own(chosen, runs, ablate, model_settings, **rules)
+        reports = evaluate_own(chosen, runs, ablate, model_settings, cluster, **rules)
     else:
-        reports = evaluate_methods(chosen, runs, ablate, model_settings)
+        reports = evaluate_methods(chosen, runs, ablate, model_settings, cluster)
     announce(reports, as_json)
 
 

@@ -71,6 +71,32 @@ def placing_options(command: Callable) -> Callable:
     return decorated(gathered(command, "model_settings", names), [_MODELS[name] for name in names])
 
 
+_ENGINE = {
+    "engine": click.option(
+        "--engine", default="local", show_default=True, help="local: this process; ray: actors of Ray (docs/scale.md)."
+    ),
+    "address": click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: this machine alone."),
+    "workers": click.option("--workers", type=int, help="Actors of --engine ray, each with its models; default: 1."),
+    "gpus_per_worker": click.option("--gpus-per-worker", type=float, help="May be a part of one; default: 1 if any."),
+}
+
+
+_SHARDS = {
+    "column": click.option("--column", help="Of Parquet: the pictures, bytes or paths; default: image."),
+    "id_column": click.option("--id-column", help="Of Parquet: what results are named by; default: a hash."),
+}
+
+
+def shard_options(command: Callable) -> Callable:
+    """Where pictures stand in shards, handed to the command as one dictionary `shard_settings`."""
+    return decorated(gathered(command, "shard_settings", _SHARDS), _SHARDS.values())
+
+
+def engine_options(command: Callable) -> Callable:
+    """Where the work is done, handed to the command as one dictionary `engine_settings`."""
+    return decorated(gathered(command, "engine_settings", _ENGINE), _ENGINE.values())
+
+
 def gathered(command: Callable, name: str, names: Iterable[str]) -> Callable:
     """The command with these arguments handed to it as one dictionary under `name`."""
     names = tuple(names)

@@ -1,6 +1,6 @@
 """The frame of every command: errors of the library become one line and an exit code.
 
-Exit codes: 0 ok; 1 some inputs failed; 2 usage; 3 environment (weights, device, output folder, an extra).
+Exit codes: 0 ok; 1 some inputs failed; 2 usage; 3 environment (weights, device, output folder, an extra, a cluster).
 """
 
 import errno
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from s2clip.errors import DatasetError, MissingExtraError, OutputError, WeightsError
+from s2clip.errors import ClusterError, DatasetError, MissingExtraError, OutputError, WeightsError
 
 INPUTS_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 
@@ -35,7 +35,7 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (WeightsError, OutputError, MissingExtraError) as error:
+        except (WeightsError, OutputError, MissingExtraError, ClusterError) as error:
             raise EnvironmentFailure(str(error)) from error
         except DatasetError as error:
             raise InputFailure(str(error)) from error

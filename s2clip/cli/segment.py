@@ -13,10 +13,11 @@ import click
 
 from s2clip.cli.console import load_segmenter, progress, say, usage_errors
 from s2clip.cli.effects import refuse_without_effect
+from s2clip.cli.engines import Run, by_cluster, chosen_cluster, chosen_shards, refuse_for_cluster
 from s2clip.cli.features import NAME as FEATURES
 from s2clip.cli.features import FeatureStream
 from s2clip.cli.lists import OptionsCommand, names_option
-from s2clip.cli.options import model_options, output_options
+from s2clip.cli.options import engine_options, model_options, output_options, shard_options
 from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
 from s2clip.cli.video import parted, segment_film, video_options
@@ -56,6 +57,8 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
 @click.option("--max-seconds-per-picture", default=60.0, show_default=True, help="What decodes longer is refused.")
 @raster_options
 @video_options
+@engine_options
+@shard_options
 @model_options
 @output_options
 def segment(
@@ -76,6 +79,8 @@ def segment(
     max_seconds_per_picture: float,
     raster_settings: dict[str, Any],
     video_settings: dict[str, Any],
+    engine_settings: dict[str, Any],
+    shard_settings: dict[str, Any],
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
@@ -126,11 +131,16 @@ def segment(
         films, stills = parted(sources, video_settings)
         if films and resume:
             raise ValueError("--resume: a film is segmented in one go; leave --resume out")
-        found = find(stills, recursive=recursive, output=output, results=written_in)
+        cluster = chosen_cluster(engine_settings, model_settings["device"])
+        shards = chosen_shards(stills, cluster, shard_settings)
+        found = find(() if shards else stills, recursive=recursive, output=output, results=written_in)
         pictures, failures = found.pictures, found.failures
         large = set(rasters.among(pictures))
         if large:
             require_rasterio()
+        if cluster is not None:
+            whole = [*runs, *([FEATURES] if features else [])]
+            refuse_for_cluster({"--format": whole, "rasters": large, "films": films})
         folder = OutputFolder(output)
         stems = name_outputs(pictures, output, names=found.names, known=folder.stems)
     for line in found.skipped:
@@ -138,10 +148,18 @@ def segment(
     done: list[dict[str, Any]] = []
     stopped: OutputError | None = None
     asked = len(pictures)
-    if pictures or films:
+    limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
+    limits |= {} if threshold is None else {"threshold": threshold}
+    if (pictures or shards) and cluster is not None:
         writable_folder(output)
-        limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
-        limits |= {} if threshold is None else {"threshold": threshold}
+        models = {**model_settings, "method": method, "refine": refine, **limits}
+        run = Run(models, words.classes, background_id, output, chosen, not no_names, resume)
+        told = (lambda record: None) if as_json or not show_progress else lambda record: say(_summary(record))
+        spread = {"failures": failures, "tell": told, "show_progress": show_progress}
+        spread |= {"shards": shards, "columns": (shard_settings["column"] or "image", shard_settings["id_column"])}
+        done = by_cluster(cluster, run, folder, list(zip(pictures, stems, strict=True)), **spread)
+    elif pictures or films:
+        writable_folder(output)
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
             segmenter.set_classes(words.classes, background=background_id)

@@ -1,6 +1,6 @@
 """Where label maps come from: a `Segmenter`, or files that any other method has saved."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,17 @@ class SegmenterAnswers:
                 yield Answer(error=one_line(outcome.error))
             else:
                 yield Answer(outcome.segmentation, timings=outcome.timings, result=outcome)
+
+
+@dataclass(frozen=True)
+class AnswersElsewhere:
+    """A segmenter in other processes, which score by themselves.
+
+    lines: chunks of indices, and the folder for label PNGs or None → the lines of `records`, in any order and split.
+    """
+
+    settings: Mapping[str, Any]
+    lines: Callable[[Sequence[Sequence[int]], Path | None], Iterator[dict[str, Any]]]
 
 
 class SavedAnswers:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from s2clip.errors import DatasetError, OutputError, reject
 from s2clip.evaluation import pictures, protocol, ranks, records
-from s2clip.evaluation.answers import Answer, SavedAnswers, SegmenterAnswers
+from s2clip.evaluation.answers import Answer, AnswersElsewhere, SavedAnswers, SegmenterAnswers
 from s2clip.evaluation.metrics import confusion_matrix
 from s2clip.evaluation.pictures import Item
 from s2clip.evaluation.report import MODELS, Report
@@ -63,7 +63,7 @@ def evaluate_dataset(
     again. Result files are written once every picture was tried: by the last shard to end, by rank 0 of torchrun.
 
     Args:
-        answers: a `Segmenter` whose classes are set, or `SavedAnswers`.
+        answers: a `Segmenter` whose classes are set, `SavedAnswers` or `AnswersElsewhere`.
         dataset: see `s2clip.evaluation.pictures.Dataset`.
         resume: go on where a run into this folder stopped, with the same settings; its limit and shards may differ.
         shard: (i, n): every n-th batch from the i-th on; batches are the same in any split. None: all, or the part of
@@ -77,7 +77,7 @@ def evaluate_dataset(
         ValueError: a limit below 1, or class counts that differ.
         OutputError: a folder of other settings, of an earlier run without `resume`, or that cannot be written.
     """
-    answers = answers if isinstance(answers, SavedAnswers) else SegmenterAnswers(answers)
+    answers = answers if isinstance(answers, SavedAnswers | AnswersElsewhere) else SegmenterAnswers(answers)
     asked = range(len(dataset) if limit is None else min(limit, len(dataset)))
     if limit is not None and limit < 1:
         reject("limit", "at least 1", limit)
@@ -96,7 +96,14 @@ def evaluate_dataset(
     todo = _remaining(output, part, chunks, len(dataset.classes), resume)
     total, left = sum(map(len, chunks)), sum(map(len, todo))
     with progress(total=total, initial=total - left, unit=" pictures") as bar:
-        _run(answers, dataset, output, part, todo, save_predictions, bar)
+        log = partial(records.append, records.shard_path(output, part))
+        predictions = output / "predictions" if save_predictions else None
+        if isinstance(answers, AnswersElsewhere):
+            for line in answers.lines(todo, predictions):
+                log(line)
+                bar.update(len(line["pictures"]))
+        else:
+            run_chunks(answers, dataset, todo, predictions, log, bar)
     batches = records.read(output)
     if together:
         batches = ranks.gather(batches) or batches
@@ -119,17 +126,15 @@ def _remaining(
     return [chunk for chunk in left if chunk]
 
 
-def _run(
+def run_chunks(
     answers: Any,
     dataset: Any,
-    output: Path,
-    part: ranks.Shard,
     todo: Sequence[Sequence[int]],
-    save_predictions: bool,
+    predictions: Path | None,
+    log: Callable[[dict[str, Any]], None],
     bar: Any,
 ) -> None:
-    log = records.shard_path(output, part)
-    predictions = output / "predictions" if save_predictions else None
+    """Score chunks of indices one after the other; `log` gets the line of each (`records`) once its PNGs are there."""
     if answers.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(answers.device)
     written: Future[None] | None = None
@@ -240,11 +245,15 @@ def _peak(device: torch.device) -> dict[str, float]:
 
 
 def _write(
-    log: Path, line: dict[str, Any], items: Sequence[Item], answered: Sequence[Answer], predictions: Path | None
+    log: Callable[[dict[str, Any]], None],
+    line: dict[str, Any],
+    items: Sequence[Item],
+    answered: Sequence[Answer],
+    predictions: Path | None,
 ) -> None:
     """The pictures first: what is recorded has its prediction."""
     if predictions is not None:
         for item, answer in zip(items, answered, strict=True):
             if answer.result is not None:
                 answer.result.save(predictions, ("png",), stem=item.name, sidecars=False)
-    records.append(log, line)
+    log(line)

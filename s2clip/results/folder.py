@@ -64,14 +64,23 @@ class OutputFolder:
     def has(self, picture: Path, formats: Iterable[str]) -> bool:
         """Whether the picture's files of these formats are there, whole, made of the file that it still is."""
         record = self.records.get(place(picture))
-        if record is None or record.get("settings_sha256") != self._digest:
-            return False
         try:
-            state = _state(picture)
-            whole = all(os.path.getsize(self.path / name) == size for name, size in record["bytes"].items())
+            return record is not None and self._whole(record, formats) and _state(picture) == record["source_state"]
         except OSError:
             return False
-        return whole and state == record["source_state"] and set(formats) <= record["files"].keys()
+
+    def keys(self, formats: Iterable[str]) -> set[str]:
+        """The keys of `add_key` whose files of these formats are there, whole."""
+        formats = set(formats)
+        return {key for key, record in self.records.items() if "key" in record and self._whole(record, formats)}
+
+    def _whole(self, record: Mapping[str, Any], formats: Iterable[str]) -> bool:
+        try:
+            sizes = all(os.path.getsize(self.path / name) == size for name, size in record["bytes"].items())
+        except OSError:
+            return False
+        own = record.get("settings_sha256") == self._digest
+        return own and sizes and set(formats) <= record["files"].keys()
 
     def put(
         self,
@@ -110,17 +119,23 @@ class OutputFolder:
 
     def add(self, picture: Path, stem: str, record: Mapping[str, Any]) -> None:
         """The files of `record` are written: put its line on the disk."""
-        path = place(picture)
+        self._put(place(picture), _state(picture), stem, record)
+
+    def add_key(self, key: str, stem: str, record: Mapping[str, Any]) -> None:
+        """`add` for a picture that is no file of its own: a row or a member of a shard, which has this key."""
+        self._put(key, [], stem, {**record, "key": key})
+
+    def _put(self, path: str, state: list[int], stem: str, record: Mapping[str, Any]) -> None:
         before = self.records.pop(path, {})
         files, sizes = dict(record["files"]), {}
-        if before.get("source_state") == _state(picture) and before.get("settings_sha256") == self._digest:
+        if before.get("source_state") == state and before.get("settings_sha256") == self._digest:
             files, sizes = before["files"] | files, dict(before["bytes"])
         sizes |= {
             os.path.relpath(file, self.path): os.path.getsize(file)
             for file in record["files"].values()
             if os.path.isfile(file)
         }
-        line = {**record, "files": files, "path": path, "stem": stem, "source_state": _state(picture), "bytes": sizes}
+        line = {**record, "files": files, "path": path, "stem": stem, "source_state": state, "bytes": sizes}
         line["settings_sha256"] = self._digest
         lines.append(self.path / sidecars.MANIFEST, line)
         self.records[path] = line
@@ -136,7 +151,7 @@ class OutputFolder:
             self._room.hold(ROOM * (1 + 2 * os.path.getsize(self.path / sidecars.MANIFEST) // ROOM))
 
     def _write_run(self, failed: Sequence[Mapping[str, str]]) -> None:
-        own = ("path", "stem", "source_state", "bytes", "settings_sha256")
+        own = ("path", "key", "stem", "source_state", "bytes", "settings_sha256")
         images = [{key: value for key, value in one.items() if key not in own} for one in self.records.values()]
         known = {image.get("source") for image in images}
         earlier = [one for one in sidecars.read_images(self.path) if one.get("source") not in known]

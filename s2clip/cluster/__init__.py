@@ -1,0 +1,6 @@
+"""Many machines: Ray Data schedules (extra `ray`), and every write is one that may be done twice.
+
+`session` meets a cluster, `pool` spreads rows over actors that each load the models once, `attempts` finds the row that
+ends its process. `segmenting` and `scoring` are what an actor does with its rows; what it gives back is a line for the
+driver, the only one that writes manifests and records. Nothing below imports it; Ray is imported when it is used.
+"""

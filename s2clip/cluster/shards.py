@@ -1,0 +1,175 @@
+"""Pictures that lie in shards: rows of Parquet, members of tar files (WebDataset), on any filesystem pyarrow knows.
+
+A picture of a shard has a key that says where it lies, and results named by it; two shards' pictures never meet:
+
+    photos.parquet   KEY/ID, by the column of ids, else by the hash of the bytes; pictures as bytes or as paths
+    shards-0001.tar  KEY/MEMBER; in a sample of several files, each one that is a picture
+
+where KEY is the shard's name without its suffix, with as many of the folders above as it takes to tell shards apart.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from s2clip.errors import DatasetError
+from s2clip.pictures.images import SUFFIXES
+
+if TYPE_CHECKING:
+    import pyarrow
+    from ray.data import Dataset
+
+KINDS = (".parquet", ".tar")
+
+
+class Columns(NamedTuple):
+    """Of Parquet: which one holds the pictures (bytes, or paths), and which one their ids."""
+
+    picture: str = "image"
+    id: str | None = None
+
+
+def is_shard(source: str) -> bool:
+    """Whether a word of the command line names shards rather than pictures."""
+    return source.lower().endswith(KINDS)
+
+
+def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], rows: int) -> "Dataset":
+    """Rows {"key", "path", "stem", "content", "error"} of all pictures in the shards but those with a key in `done`.
+
+    Ray reads the shards, one process each; only pictures in work are in memory. Raises `DatasetError` for a shard that
+    is not there or has no such column.
+    """
+    import ray
+
+    shards = [{"shard": source, "name": name} for source, name in zip(sources, shard_names(sources), strict=True)]
+    for one in shards:
+        _check(one["shard"], columns)
+    read = partial(_read, columns=columns, done=frozenset(done), rows=rows)
+    found = ray.data.from_items(shards, override_num_blocks=len(shards))
+    return found.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+
+
+def shard_names(sources: Sequence[str]) -> list[str]:
+    """A name for each shard, without suffix: its own, or with folders above where that is not enough."""
+    paths = [PurePosixPath(source.split("://")[-1]).with_suffix("") for source in sources]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(set(sources)):
+        depth += 1
+    return ["/".join(part for part in path.parts[-depth:] if part != "/") for path in paths]
+
+
+def _check(source: str, columns: Columns) -> None:
+    import pyarrow.fs
+    import pyarrow.parquet
+
+    try:
+        filesystem, path = opened(source)
+        if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+            raise DatasetError(f"{source}: no such file")
+        if not source.lower().endswith(".parquet"):
+            return
+        names = pyarrow.parquet.read_schema(path, filesystem=filesystem).names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DatasetError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    for wanted in filter(None, columns):
+        if wanted not in names:
+            raise DatasetError(f"{source}: no column {wanted!r}; it has {', '.join(names)}")
+
+
+def opened(source: str) -> "tuple[pyarrow.fs.FileSystem, str]":
+    """(filesystem, path in it): of this machine, or by the scheme of an address, s3, gs, hdfs, or one fsspec knows."""
+    import pyarrow
+    import pyarrow.fs
+
+    if "://" not in source:
+        return pyarrow.fs.LocalFileSystem(), source
+    try:
+        return pyarrow.fs.FileSystem.from_uri(source)
+    except pyarrow.ArrowInvalid:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(source)
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+def _read(table: "pyarrow.Table", columns: Columns, done: frozenset[str], rows: int) -> "Iterator[pyarrow.Table]":
+    """In one of Ray's readers: the pictures of one shard, some at a time."""
+    shard = table.to_pylist()[0]
+    source, name = shard["shard"], shard["name"]
+    try:
+        pictures = _members(source) if source.lower().endswith(".tar") else _records(source, columns)
+        waiting: list[dict[str, Any]] = []
+        stems: set[str] = set()
+        for own, content, error in pictures:
+            key = f"{name}/{own}"
+            stem = _stem(key) if _stem(key) not in stems else key  # a.jpg and a.png in one shard
+            stems.add(stem)
+            if key in done:
+                continue
+            waiting.append({"key": key, "path": f"{source}#{own}", "stem": stem, "content": content, "error": error})
+            if len(waiting) == rows:
+                yield _table(waiting)
+                waiting = []
+        yield _table(waiting)
+    except (OSError, tarfile.TarError, ValueError) as error:  # what came before it is done
+        reason = f"cannot be read on: {' '.join(str(error).split())[:200]}"
+        yield _table([{"key": name, "path": source, "stem": "", "content": None, "error": reason}])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+    import pyarrow
+
+    text = {name: pyarrow.string() for name in ("key", "path", "stem", "error")}
+    schema = pyarrow.schema({**text, "content": pyarrow.large_binary()})
+    return pyarrow.Table.from_pylist(list(rows), schema=schema)
+
+
+def _members(source: str) -> Iterator[tuple[str, bytes | None, str | None]]:
+    filesystem, path = opened(source)
+    with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as shard:
+        for member in shard:
+            file = shard.extractfile(member) if member.name.lower().endswith(SUFFIXES) else None
+            if file is not None:
+                yield member.name.removeprefix("./"), file.read(), None
+
+
+def _records(source: str, columns: Columns) -> Iterator[tuple[str, bytes | None, str | None]]:
+    import pyarrow.parquet
+
+    filesystem, path = opened(source)
+    wanted = list(filter(None, columns))
+    with pyarrow.parquet.ParquetFile(path, filesystem=filesystem) as file:
+        for batch in file.iter_batches(batch_size=16, columns=wanted):
+            for row in batch.to_pylist():
+                content, error = _content(row[columns.picture])
+                own = row[columns.id] if columns.id else hashlib.sha256(content or b"").hexdigest()[:32]
+                yield str(own), content, error
+
+
+def _content(value: Any) -> tuple[bytes | None, str | None]:
+    """Of bytes, of a path, or of the struct {"bytes", "path"} that the datasets library writes."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value, None
+    if not isinstance(value, str):
+        return None, f"expected bytes or a path, received {type(value).__name__}"
+    try:
+        filesystem, path = opened(value)
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read(), None
+    except OSError as error:
+        return None, f"{value}: {error.strerror or ' '.join(str(error).split())[:200]}"
+
+
+def _stem(key: str) -> str:
+    """The key as a path below the output: without the picture's suffix, and never above it."""
+    path = PurePosixPath(key)
+    parts = [part for part in path.parts if part not in ("/", "..", ".")]
+    if path.suffix.lower() in SUFFIXES:
+        parts[-1] = parts[-1][: -len(path.suffix)] or parts[-1]
+    return "/".join(parts)
