@@ -336,14 +336,9 @@ def test_evaluation_by_actors_counts_what_one_process_counts(tmp_path, monkeypat
     assert np.sum([int(value) for line in confusion[0].splitlines()[1:] for value in line.split(",")[1:]]) > 0
 
 
-def test_no_cluster_at_the_address_is_a_line(tmp_path):
-    rows_of(tmp_path, 1)
-    import ray
-
+def test_no_cluster_at_the_address_is_a_line():
     from s2clip.cluster.session import connected
     from s2clip.errors import ClusterError
 
-    if ray.is_initialized():
-        ray.shutdown()
     with pytest.raises(ClusterError, match=r"no Ray at 127\.0\.0\.1:1: "), connected("127.0.0.1:1", workers=1):
         pass

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +14,9 @@ from s2clip.errors import ClusterError, MissingExtraError
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
 """Ray reports its use over the network unless told not to, warns of a change in how it hides GPUs, and gives its actors
 niceness 15: on a machine with other work they would hardly run at all."""
+
+
+SECONDS = 5.0
 
 
 def prepare() -> None:
@@ -33,6 +38,7 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
     """
     if find_spec("ray") is None:
         raise MissingExtraError("--engine ray needs Ray: pip install 's2clip[ray]'")
+    _check_reachable(address)
     prepare()
     import ray
 
@@ -55,6 +61,17 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """`ClusterError` at once for a HOST:PORT where nobody listens; Ray would try for minutes."""
+    found = re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address or "")
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"--engine ray: no Ray at {address}: {error}") from None
 
 
 def _hush() -> None:
