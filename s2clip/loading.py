@@ -22,7 +22,7 @@ from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_auto
 from s2clip.refinement.eomt import NAMES as EOMT_NAMES
 from s2clip.refinement.eomt import load_eomt
 from s2clip.refinement.refiner import load_refiner, shared_sam
-from s2clip.refinement.regions import FROM_SAM, Regions, region_source
+from s2clip.refinement.regions import FROM_SAM, Regions, RegionSource, region_source
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.words.text_cache import VectorFiles, default_folder
 
@@ -87,7 +87,10 @@ def load_parts(
     if regions is None and method.uses_regions:
         regions = FROM_SAM
     from_sam = isinstance(regions, str) and regions == FROM_SAM
+    sources: RegionSource | None
     if isinstance(regions, str) and regions in EOMT_NAMES:
+        if isinstance(region_options, AutomaticMasks):
+            reject("region_options", f"fields of EomtMasks for {regions}", repr(region_options))
         sources = load_eomt(regions, region_options, **options) if method.uses_regions else None
         region_options = None
     else:
