@@ -233,8 +233,8 @@ class Predictor:
                     scores.append(maps)
             results.append(
                 Result(
-                    segmentation=labels.clone(),  # its own: kernels may keep theirs
-                    confidence=confidence.clone(),
+                    segmentation=_own(labels),
+                    confidence=_own(confidence),
                     classes=words.classes,
                     background=background,
                     image=one.picture,
@@ -288,3 +288,12 @@ class Predictor:
             size=encoded.size,
         )
         return Decision(labels, confidence, None)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Ordinary memory of the result's own: a graph keeps what it wrote, and of a batch's maps one would hold all.
+
+    What is whole is taken as it is: a picture of 70 megapixels has 840 MB of labels and confidence.
+    """
+    whole = tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and not tensor.is_inference() else tensor.clone()

@@ -22,6 +22,23 @@ class Counting:
         return self.clip.encode_text(texts)
 
 
+def test_words_that_become_the_same_tokens_are_encoded_once(clip, monkeypatch):
+    """A small vocabulary makes "unknown" of most of three thousand classes; the vectors are those of each alone."""
+    runs, encode = [], clip.encode_text
+    monkeypatch.setattr(clip, "encode_text", lambda texts: runs.append(texts) or encode(texts))
+    words = ["tac", "cat", "act", "dog"]  # the small tokenizer adds letters up
+    together = TextEncoder(clip)(words, "plain")
+    assert len(runs) == 2
+    for word, row in zip(words, together, strict=True):
+        assert torch.equal(TextEncoder(clip)([word], "plain")[0], row)
+
+
+def test_prompts_of_other_lengths_change_nothing(clip):
+    texts = ["a cat", "a photo of many very small cats and one dog on the grass", "dog", "a photo of a dog"]
+    alone = torch.cat([F.normalize(clip.encode_text([text]), dim=1) for text in texts])
+    torch.testing.assert_close(F.normalize(clip.encode_text(texts), dim=1), alone, rtol=0, atol=1e-6)
+
+
 def test_words_of_a_class():
     words = vocabulary(["sky", "house; hut", "tree"])
     assert words == Vocabulary(("sky", "house; hut", "tree"), ("sky", "house", "hut", "tree"), (0, 1, 1, 2))

@@ -10,7 +10,7 @@ token first, D width, L blocks, C embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +186,21 @@ class CLIPBackbone(nn.Module):
         A batch is as long as its longest text, not 77 tokens: attention is causal, so nothing after a text's end token,
         whose state is the feature, has a part in it. A template around a word has 6 to 20 tokens.
         """
-        features = [
-            self._encode_tokens(self.tokenizer(texts[start : start + PROMPTS_PER_BATCH]))
-            for start in range(0, len(texts), PROMPTS_PER_BATCH)
-        ]
-        return torch.cat(features) if features else torch.empty(0, self.embed_dim, dtype=self.dtype, device=self.device)
+        if not texts:
+            return torch.empty(0, self.embed_dim, dtype=self.dtype, device=self.device)
+        return self._encode_tokens(self.tokenizer(texts))
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Token ids [n,T] on the CPU, the end token with the largest id -> [n,C]."""
+        """Token ids [n,T] on the CPU, the end token with the largest id -> [n,C].
+
+        On the CPU texts of one length go together, as there a token that is only padding costs as much as any other.
+        """
+        lengths = tokens.argmax(1)
+        order = lengths.argsort(stable=True) if self.device.type == "cpu" else torch.arange(len(tokens))
+        features = [self._encode_batch(tokens[rows]) for rows in _batches(order, lengths, self.device.type == "cpu")]
+        return torch.cat(features)[order.argsort().to(self.device)]
+
+    def _encode_batch(self, tokens: Tensor) -> Tensor:
         model, dtype = self.model, self.model.transformer.get_cast_dtype()
         end = tokens.argmax(1)
         length = int(end.max()) + 1
@@ -207,6 +214,16 @@ class CLIPBackbone(nn.Module):
         """Words the tokenizer cannot express, first occurrence first; CLIP's byte-pair code knows them all."""
         unknown_words = getattr(self.tokenizer, "unknown_words", None)
         return [] if unknown_words is None else list(unknown_words(texts))
+
+
+def _batches(order: Tensor, lengths: Tensor, by_length: bool) -> Iterator[Tensor]:
+    """Rows of texts to encode at once, at most PROMPTS_PER_BATCH; by length, none over a third longer than another."""
+    start = 0
+    for place in range(1, len(order) + 1):
+        whole = place - start == PROMPTS_PER_BATCH or place == len(order)
+        if whole or (by_length and lengths[order[place]] + 1 > 1.34 * (lengths[order[start]] + 1)):
+            yield order[start:place]
+            start = place
 
 
 def check_activation(model: CLIP, *, quick: bool, name: str) -> None:

@@ -84,7 +84,7 @@ def features(
                     _draw_colours(report, name, picture, maps)
                 if names is not None:
                     _draw_classes(report, name, picture, segmenters, staged, show)
-        report.tell([f"{len(report.files)} figures"])
+        report.tell([f"{len(report.files)} figure{'' if len(report.files) == 1 else 's'}"])
 
 
 def _pair(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, Any] | None:

@@ -143,10 +143,11 @@ class TextEncoder:
         patterns = resolve_templates(templates)
         key, latest = (tuple(words), patterns), self._latest
         if latest is None or latest[0] != key:  # one picture after the other asks for the same words
-            latest = self._latest = key, torch.stack([self._word(word, patterns) for word in words])
+            alike: dict[bytes, Tensor] = {}
+            latest = self._latest = key, torch.stack([self._word(word, patterns, alike) for word in words])
         return latest[1]
 
-    def _word(self, word: str, patterns: tuple[str, ...]) -> Tensor:
+    def _word(self, word: str, patterns: tuple[str, ...], alike: dict[bytes, Tensor]) -> Tensor:
         key = (word, patterns)
         with self._lock:
             if key in self._cache:
@@ -156,7 +157,7 @@ class TextEncoder:
         if vector is not None:
             vector = vector.to(self.clip.device)
         else:
-            vector = self._encode(word, patterns)
+            vector = self._encode(word, patterns, alike)
             if self.files is not None:
                 self.files.store(word, patterns, vector)
         with self._lock:
@@ -165,6 +166,17 @@ class TextEncoder:
                 self._cache.popitem(last=False)
         return vector
 
-    def _encode(self, word: str, patterns: tuple[str, ...]) -> Tensor:
-        features = self.clip.encode_text([pattern.replace("{}", word) for pattern in patterns])
-        return F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
+    def _encode(self, word: str, patterns: tuple[str, ...], alike: dict[bytes, Tensor]) -> Tensor:
+        """alike: vectors by the tokens of their prompts; a small vocabulary makes the same of many words."""
+        prompts = [pattern.replace("{}", word) for pattern in patterns]
+        tokenizer = getattr(self.clip, "tokenizer", None)
+        if not hasattr(tokenizer, "unknown_words"):  # byte pairs tell all words apart
+            return _mean_direction(self.clip.encode_text(prompts))
+        made_of = tokenizer(prompts).numpy().tobytes()
+        if made_of not in alike:
+            alike[made_of] = _mean_direction(self.clip.encode_text(prompts))
+        return alike[made_of]
+
+
+def _mean_direction(features: Tensor) -> Tensor:
+    return F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=0)
