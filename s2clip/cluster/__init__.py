@@ -2,5 +2,8 @@
 
 `session` meets a cluster, `pool` spreads rows over actors that each load the models once, `attempts` finds the row that
 ends its process. `segmenting` and `scoring` are what an actor does with its rows; what it gives back is a line for the
-driver, the only one that writes manifests and records. Nothing below imports it; Ray is imported when it is used.
+driver, the only one that writes manifests and records.
+
+In: rows of a data set, what loads the models. Out: lines of JSON. No command line is imported here, Ray when it is
+used, and nothing below imports this.
 """

@@ -69,7 +69,7 @@ def spread(dataset: "Dataset", load: Callable[[], Work], cluster: Cluster, block
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     # beside the driver: if its machine is gone, so is the driver
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-    memory = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(cluster.tries)
+    memory: Any = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(cluster.tries)
     done = dataset.map_batches(
         Actor,
         fn_constructor_args=(load, memory, cluster.tries),

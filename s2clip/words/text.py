@@ -170,7 +170,7 @@ class TextEncoder:
         """alike: vectors by the tokens of their prompts; a small vocabulary makes the same of many words."""
         prompts = [pattern.replace("{}", word) for pattern in patterns]
         tokenizer = getattr(self.clip, "tokenizer", None)
-        if not hasattr(tokenizer, "unknown_words"):  # byte pairs tell all words apart
+        if tokenizer is None or not hasattr(tokenizer, "unknown_words"):  # byte pairs tell all words apart
             return _mean_direction(self.clip.encode_text(prompts))
         made_of = tokenizer(prompts).numpy().tobytes()
         if made_of not in alike:
