@@ -56,8 +56,9 @@ def test_evaluate_json_holds_what_the_table_shows(run):
     assert document["dataset"] == "scenes"
     assert [row["method"] for row in document["rows"]] == ["clip", "s2clip"]
     for row in document["rows"]:
-        assert set(row) == {"method", "refine", "miou", "pixel_accuracy", "per_class", "ms_per_image", "ms_per_stage"}
-        assert row["refine"] == "none"
+        figures = {"miou", "pixel_accuracy", "per_class", "ms_per_image", "ms_per_stage"}
+        assert set(row) == {"method", "refine", "stage", *figures}
+        assert row["refine"] == row["stage"] == "none"
         assert tuple(row["per_class"]) == scenes.CLASSES
         known = [iou for iou in row["per_class"].values() if iou is not None]
         assert row["miou"] == pytest.approx(np.mean(known), abs=0.02)

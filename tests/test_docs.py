@@ -50,6 +50,7 @@ SYSTEM = (
     "ncu",
     "curl",
     "tests/gpu/run",
+    "tests/gpu/pack",
 )
 BENCHMARKS = ("voc21", "context60", "coco_object", "cityscapes", "ade20k", "coco_stuff")
 

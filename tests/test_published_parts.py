@@ -103,9 +103,9 @@ def test_feature_surgery_is_the_published_product_form(clip, images):
         for own, maps, image in zip(tokens, received, images, strict=True):
             path, trained = dense_surgery(clip, image)
             dense = clip.head(torch.cat([trained[:1], path[1:]]))
-            dense = (dense / dense.norm(dim=1, keepdim=True)).float()
+            dense = dense / dense.norm(dim=1, keepdim=True)
             torch.testing.assert_close(own, dense)
-            weights = torch.softmax(2 * dense[0] @ text.T, 0)
+            weights = torch.softmax(2 * dense[0] @ text.double().T, 0)
             weights = weights / weights.mean()
             product = dense[1:, None, :] * text * weights[:, None]
             torch.testing.assert_close(maps, (product - product.mean(1, keepdim=True)).sum(-1), atol=2e-6, rtol=0)

@@ -1,10 +1,9 @@
 """How an op is registered with `torch.library`, and which code runs."""
 
-import functools
 import importlib
 import os
+import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -54,13 +53,12 @@ class Op(Generic[R]):
         module, _, function = launcher.partition(":")
         specification: Callable[..., R] = getattr(reference, name)
 
-        @functools.cache
-        def kernels() -> ModuleType:
-            """Imported with the first launch: importing s2clip needs no Triton."""
-            return importlib.import_module(f"s2clip.kernels.{module or name}")
+        home = f"s2clip.kernels.{module or name}"
 
         def launch(*arguments: Arguments) -> R:
-            launcher: Callable[..., R] = getattr(kernels(), function or "launch")
+            # Imported with the first launch: importing s2clip needs no Triton.
+            kernels = sys.modules.get(home) or importlib.import_module(home)
+            launcher: Callable[..., R] = getattr(kernels, function or "launch")
             return launcher(*arguments)
 
         given = body or (lambda run, *arguments: run(*arguments))

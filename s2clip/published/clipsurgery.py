@@ -91,10 +91,11 @@ def feature_surgery(tokens: Tensor, text: Tensor, *, empty: Tensor | None = None
     text: unit rows [T,C]. empty: t_∅ [C], needed for a single prompt and used for no more.
     Raises `ValueError` for one prompt without `empty`: with itself as the average it would leave nothing.
     """
+    text = text.to(tokens.dtype)
     if len(text) == 1:
         if empty is None:
             reject("empty", "the text vector of the empty string, for a single prompt", None)
-        return tokens[:, 1:] @ (text - empty).T
+        return tokens[:, 1:] @ (text - empty.to(tokens.dtype)).T
     cosines = tokens @ text.T
     weights = (2 * cosines[:, :1]).softmax(-1)
     weighted = cosines[:, 1:] * (weights / weights.mean(-1, keepdim=True))
