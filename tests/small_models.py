@@ -32,9 +32,12 @@ class HashTokenizer:
     def __call__(self, texts):
         tokens = torch.zeros(len(texts), 16, dtype=torch.int64)
         for row, text in enumerate(texts):
-            ids = [2 + sum(map(ord, word)) * 7 % 60 for word in text.lower().replace(".", "").split()][:14]
-            tokens[row, : len(ids) + 2] = torch.tensor([1, *ids, 63])
+            ids = self.ids(text)
+            tokens[row, : len(ids)] = torch.tensor(ids)
         return tokens
+
+    def ids(self, text):
+        return 1, *[2 + sum(map(ord, word)) * 7 % 60 for word in text.lower().replace(".", "").split()][:14], 63
 
     def unknown_words(self, texts):
         return [word for text in texts for word in text.split() if word.startswith("zyx")]

@@ -42,9 +42,14 @@ class WordTokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens = torch.full((len(texts), self.context_length), PADDING, dtype=torch.int64)
         for row, text in enumerate(texts):
-            ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)][: self.context_length - 2]
-            tokens[row, : len(ids) + 2] = torch.tensor([START, *ids, self.end])
+            ids = self.ids(text)
+            tokens[row, : len(ids)] = torch.tensor(ids)
         return tokens
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """What a text becomes, without the padding: two texts of the same ids are one to the model."""
+        ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)][: self.context_length - 2]
+        return START, *ids, self.end
 
     def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
         """Words of the texts that the model never saw, each once, in order of appearance."""

@@ -143,11 +143,11 @@ class TextEncoder:
         patterns = resolve_templates(templates)
         key, latest = (tuple(words), patterns), self._latest
         if latest is None or latest[0] != key:  # one picture after the other asks for the same words
-            alike: dict[bytes, Tensor] = {}
+            alike: dict[tuple[tuple[int, ...], ...], Tensor] = {}
             latest = self._latest = key, torch.stack([self._word(word, patterns, alike) for word in words])
         return latest[1]
 
-    def _word(self, word: str, patterns: tuple[str, ...], alike: dict[bytes, Tensor]) -> Tensor:
+    def _word(self, word: str, patterns: tuple[str, ...], alike: dict[tuple[tuple[int, ...], ...], Tensor]) -> Tensor:
         key = (word, patterns)
         with self._lock:
             if key in self._cache:
@@ -166,13 +166,13 @@ class TextEncoder:
                 self._cache.popitem(last=False)
         return vector
 
-    def _encode(self, word: str, patterns: tuple[str, ...], alike: dict[bytes, Tensor]) -> Tensor:
+    def _encode(self, word: str, patterns: tuple[str, ...], alike: dict[tuple[tuple[int, ...], ...], Tensor]) -> Tensor:
         """alike: vectors by the tokens of their prompts; a small vocabulary makes the same of many words."""
         prompts = [pattern.replace("{}", word) for pattern in patterns]
-        tokenizer = getattr(self.clip, "tokenizer", None)
-        if tokenizer is None or not hasattr(tokenizer, "unknown_words"):  # byte pairs tell all words apart
+        ids = getattr(getattr(self.clip, "tokenizer", None), "ids", None)
+        if ids is None:  # byte pairs tell all words apart
             return _mean_direction(self.clip.encode_text(prompts))
-        made_of = tokenizer(prompts).numpy().tobytes()
+        made_of = tuple(map(ids, prompts))
         if made_of not in alike:
             alike[made_of] = _mean_direction(self.clip.encode_text(prompts))
         return alike[made_of]
