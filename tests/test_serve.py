@@ -198,7 +198,8 @@ def test_a_full_queue_is_refused_at_once(server, files):
 
     statuses = asyncio.run(crowd())
     assert statuses.count(503) == 16
-    assert statuses.count(408) == 24
+    # 0: the connection was closed while the client was still sending, which may cost it the answer.
+    assert statuses.count(408) + statuses.count(0) == 24
 
 
 def test_the_pages_curl_lines_work(server, tmp_path, monkeypatch):

@@ -7,14 +7,24 @@ HERE = Path(__file__).resolve().parent
 
 ABSENT = """
 import re, sys
-from importlib.metadata import entry_points, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, requires
 
 def plain(name):
     return re.sub(r"[-_.]+", "-", re.match(r"[\\w.-]+", name)[0]).lower()
 
-there = set(sys.argv[1].split(","))
-there |= {plain(plugin.dist.name) for plugin in entry_points(group="pytest11")}  # pytest imports all that it finds
-ours = {plain(line) for line in requires("s2clip")} | {"ftfy"}  # ftfy: of open_clip, imported with it
+def needs(name):
+    try:
+        return {plain(line) for line in requires(name) or [] if "extra ==" not in line}
+    except PackageNotFoundError:
+        return set()
+
+# With what is there comes what it needs itself, in the version of here; and pytest imports all plug-ins that it finds.
+there, waiting = set(), {*sys.argv[1].split(","), *(plain(plugin.dist.name) for plugin in entry_points(group="pytest11"))}
+while waiting:
+    name = waiting.pop()
+    there.add(name)
+    waiting |= needs(name) - there
+ours = {plain(line) for line in requires("s2clip")}
 tops = {top for top, owners in packages_distributions().items() if {plain(owner) for owner in owners} & (ours - there)}
 print(",".join(sorted(tops)))
 """
