@@ -19,7 +19,8 @@ def needs(name):
         return set()
 
 # With what is there comes what it needs itself, in the version of here; and pytest imports all plug-ins that it finds.
-there, waiting = set(), {*sys.argv[1].split(","), *(plain(plugin.dist.name) for plugin in entry_points(group="pytest11"))}
+there, waiting = set(), set(sys.argv[1].split(","))
+waiting |= {plain(plugin.dist.name) for plugin in entry_points(group="pytest11")}
 while waiting:
     name = waiting.pop()
     there.add(name)
