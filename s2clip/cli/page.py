@@ -104,12 +104,13 @@ class Page:
         """The page."""
         with gr.Blocks(title="s2clip", analytics_enabled=False, delete_cache=(3600, 7200)) as page:
             note = TINY if self.model == "tiny" else ""
-            gr.Markdown(f"# s2clip\nName the classes, get the label map. Model `{self.model}`. {note}")
+            limit = f"Pictures of up to {MEGAPIXELS} megapixels."
+            gr.Markdown(f"# s2clip\nName the classes, get the label map. {limit} Model `{self.model}`. {note}")
             with gr.Row():
                 with gr.Column(min_width=300):
                     # the file itself: pixels that gradio made would clip 16 bits and show what lies under transparency
                     picture = gr.Image(
-                        label=f"Picture, up to {MEGAPIXELS} megapixels",
+                        label="Picture",
                         **{
                             "type": "filepath",
                             "image_mode": None,
