@@ -101,6 +101,7 @@ setup(
         "yolo": YOLO,
         "diffusion": DIFFUSION,
         "radseg": TRANSFORMERS,
+        "metaclip2": TRANSFORMERS,
         "eomt": TRANSFORMERS,
         "geo": GEO,
         "video": VIDEO,

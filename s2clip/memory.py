@@ -29,8 +29,9 @@ CUDA_CONTEXT = 700 * 10**6
 """The context, the libraries' workspaces and the kernels' code."""
 FRAGMENTS = 0.08
 """Share of a GPU's cap that the caching allocator cannot fill."""
-BLOCK_MAPS = 12
-"""Tensors [tokens, width] inside a transformer block at its peak: input, sum, norm in fp32, 4 + 4 of the FFN."""
+BLOCK_MAPS = 14
+"""Tensors [tokens, width] inside a transformer block at its peak: input, sum, norm in fp32, and of the FFN 4 + 4, or
+four times 8/3 where it is gated (EVA02-CLIP)."""
 FLOAT = 4
 WORTH_ASKING = 10**9
 """Bytes from which on it is looked up whether the machine has them free."""

@@ -12,7 +12,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from s2clip.backbones import clip, sam, tiny_sam, vfm
+from s2clip.backbones import clip, clip_tower, sam, tiny_sam, vfm
 from s2clip.backbones.clip import CLIPBackbone
 from s2clip.backbones.positions import resample_positions
 from s2clip.backbones.precision import freeze, resolve_dtype
@@ -141,7 +141,7 @@ def test_text_is_that_of_open_clip_and_may_be_empty(monkeypatch):
     backbone = CLIPBackbone(small_clip(), open_clip.get_tokenizer("ViT-B-16"), name="small")
     texts = ["a photo of a cat.", "sky", "a house by the lake", "tree", "road"]
     expected = backbone.model.encode_text(backbone.tokenizer(texts))
-    monkeypatch.setattr(clip, "PROMPTS_PER_BATCH", 2)
+    monkeypatch.setattr(clip_tower, "PROMPTS_PER_BATCH", 2)
     torch.testing.assert_close(backbone.encode_text(texts), expected, **TOLERANCE)
     assert backbone.encode_text([]).shape == (0, 24)
     assert backbone.unknown_words(["sky zzyzx"]) == []
@@ -150,7 +150,8 @@ def test_text_is_that_of_open_clip_and_may_be_empty(monkeypatch):
 @pytest.mark.parametrize("name", list(clip.ARCHITECTURES))
 def test_configurations_have_the_activation_of_their_weights(name):
     config = open_clip.get_model_config(clip.ARCHITECTURES[name])
-    assert config.get("quick_gelu", False) == (name != "ViT-H-14")  # LAION's alone has GELU
+    # LAION's and EVA's have GELU
+    assert config.get("quick_gelu", False) == (name not in ("ViT-H-14", "EVA02-B-16", "EVA02-L-14"))
 
 
 def test_wrong_activation_is_an_error():

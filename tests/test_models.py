@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from open_clip.model import CLIP, _build_text_tower
+from open_clip.model import _build_text_tower
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from small_models import fill
@@ -18,6 +18,7 @@ from timm.models.naflexvit import NaFlexVit, _radio_vit_cfg
 from timm.models.vision_transformer import VisionTransformer, _convert_radio
 
 from s2clip.backbones import checkpoints, model_table, vfm, weights
+from s2clip.backbones.clip import ARCHITECTURES, build_clip
 from s2clip.backbones.model_table import MODELS, find_row
 from s2clip.backbones.positions import resample_positions
 from s2clip.backbones.rotary_features import RotaryFeatures
@@ -84,19 +85,31 @@ def test_the_row_of_words_is_what_open_clip_knows():
     assert published["hf_hub"].strip("/") == row.files[0][0]
 
 
-@pytest.mark.parametrize("name", [name for name, row in MODELS["clip"].items() if row.family == "clip"])
+TAGS = {
+    "DFN-B-16": "dfn2b",
+    "DFN-L-14": "dfn2b",
+    "DFN-H-14": "dfn5b",
+    "MetaCLIP2-H-14": "metaclip2_worldwide",
+    "EVA02-B-16": "merged2b_s8b_b131k",
+    "EVA02-L-14": "merged2b_s4b_b131k",
+}
+"""Of weights whose activation or repository only open_clip's list tells."""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_clip_rows_are_what_open_clip_knows(name):
-    row, config = MODELS["clip"][name], open_clip.get_model_config(MODELS["clip"][name].architecture)
-    vision = config["vision_cfg"]
-    assert (row.patch, row.native) == (vision["patch_size"], vision["image_size"])
+    row, config = MODELS["clip"][name], open_clip.get_model_config(ARCHITECTURES[name])
     assert row.activation == ("quickgelu" if config.get("quick_gelu") else "gelu")
     with torch.device("meta"):
-        assert millions(CLIP(**config)) == row.parameters
-    tags = {"DFN-B-16": "dfn2b", "DFN-L-14": "dfn2b", "DFN-H-14": "dfn5b"}
-    if name in tags:
-        published = open_clip.get_pretrained_cfg(row.architecture, tags[name])
+        model = build_clip(name)
+    stem = model.visual.trunk.patch_embed if row.family == "eva" else model.visual
+    assert (row.patch, row.native) == (stem.patch_size[0], model.visual.image_size[0])
+    assert millions(model) == row.parameters
+    if name in TAGS:
+        listed = row.architecture.replace("worldwide-quickgelu", "worldwide")
+        published = open_clip.get_pretrained_cfg(listed, TAGS[name])
         assert (row.mean, row.std) == (tuple(published["mean"]), tuple(published["std"]))
-        assert published["quick_gelu"] == (row.activation == "quickgelu")
+        assert published.get("quick_gelu", False) == (row.activation == "quickgelu")
         assert published["hf_hub"].strip("/") == row.files[0][0]
 
 
@@ -118,7 +131,7 @@ def test_models_lists_every_model_and_finds_its_weights(tmp_path):
     assert rows["DFN-H-14"]["weights"] is None
     assert not any(row["gated"] for row in rows.values())  # of Meta's DINOv3, which is, timm has an open copy
     assert {name for name, row in rows.items() if not row["commercial"]} == {
-        "MetaCLIP-B-16", "MetaCLIP-L-14", "DFN-B-16", "DFN-L-14", "DFN-H-14"
+        "MetaCLIP-B-16", "MetaCLIP-L-14", "MetaCLIP2-H-14", "DFN-B-16", "DFN-L-14", "DFN-H-14"
     }  # fmt: skip
     text = CliRunner().invoke(main, ["models", "--cache-dir", str(tmp_path)]).stdout
     for name in rows:

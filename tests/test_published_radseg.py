@@ -15,8 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from s2clip import Segmenter
 from s2clip.backbones import language_radio, weights
-from s2clip.backbones.language_radio import LanguageRadio, WordTokenizer
+from s2clip.backbones.language_radio import LanguageRadio
 from s2clip.backbones.radio_checkpoint import LanguageHead, multiplied_out
+from s2clip.backbones.tokenizers import HashTokenizer
 from s2clip.backbones.vfm import ViTFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.cli import main
@@ -67,7 +68,7 @@ def text_tower():
 def small_radio(dtype=torch.float32):
     vision = ViTFeatures(tower().to(dtype), name="small", pos_embed_interp="radio")
     parts = (vision, language_head().to(dtype), text_tower())
-    return LanguageRadio(*parts, WordTokenizer(8, 50), name="small", fingerprint=Fingerprint("random"))
+    return LanguageRadio(*parts, HashTokenizer(8, 50), name="small", fingerprint=Fingerprint("random"))
 
 
 def dense_window(model, image):
@@ -194,7 +195,7 @@ def published(model, head, *, teachers=("dino_v2", "siglip2")):
 def small_world(monkeypatch):
     monkeypatch.setattr(language_radio, "_build_radio", tower)
     monkeypatch.setattr(language_radio, "text_config", lambda: TEXT)
-    monkeypatch.setattr(language_radio, "_tokenizer", lambda *_: WordTokenizer(8, 50))
+    monkeypatch.setattr(language_radio, "load_tokenizer", lambda *_, **__: HashTokenizer(8, 50))
 
 
 def test_nvidias_checkpoint_loads_with_its_language_head(tmp_path, small_world):

@@ -9,8 +9,6 @@ sizes are read from that file. The text tower is open_clip's, in a file of its o
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,9 @@ from s2clip.backbones.model_table import MODELS, ModelRow
 from s2clip.backbones.positions import PosEmbedInterp
 from s2clip.backbones.precision import check_images, freeze, resolve_device, resolve_dtype
 from s2clip.backbones.radio_checkpoint import HEAD, LanguageHead, head_of, read_radio
+from s2clip.backbones.tokenizers import Tokenizer, load_tokenizer
 from s2clip.backbones.vfm import ViTFeatures, _adapt_radio, _build_radio
 from s2clip.backbones.weights import Fingerprint
-from s2clip.errors import MissingExtraError
 
 TEXT = "siglip2-g"
 """Row of the text tower."""
@@ -42,7 +40,7 @@ class LanguageRadio(nn.Module):
         vision: ViTFeatures,
         language: LanguageHead,
         text: nn.Module,
-        tokenizer: Callable[[list[str]], Tensor],
+        tokenizer: Tokenizer,
         *,
         name: str,
         fingerprint: Any,
@@ -136,21 +134,6 @@ class LanguageRadio(nn.Module):
         return []
 
 
-class WordTokenizer:
-    """Numbers for words in place of SigLIP's pieces, which are a download: for random weights, whose output means
-    nothing anyway."""
-
-    def __init__(self, length: int, size: int) -> None:
-        self.length, self.size = length, size
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        tokens = torch.zeros(len(texts), self.length, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids = [1 + zlib.crc32(word.encode()) % (self.size - 1) for word in text.lower().split()][: self.length]
-            tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return tokens
-
-
 class _Both:
     """One name for two files."""
 
@@ -181,6 +164,8 @@ def load_language_radio(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    architecture = MODELS["words"][TEXT].architecture
+    tokenizer = load_tokenizer(architecture, name=name, extra="radseg", random=weights == "random", **options)
     text, text_print = _load_text(weights, options)
     if weights == "random":
         weight_files.warn_random(name)
@@ -202,7 +187,6 @@ def load_language_radio(
     positions: PosEmbedInterp = row.positions or "radio"
     vision = ViTFeatures(freeze(model, device, dtype), name=name, pos_embed_interp=positions, fingerprint=fingerprint)
     parts = [freeze(part, device, dtype) for part in (language, text)]
-    tokenizer = _tokenizer(weights, options)
     both = _Both(fingerprint, text_print)
     return LanguageRadio(vision.to(device), *parts, tokenizer, name=name, fingerprint=both).to(device)
 
@@ -233,23 +217,3 @@ def _load_text(weights: str | Path, options: dict[str, Any]) -> tuple[nn.Module,
     return weight_files.load(
         TEXT, lambda: _build_text_tower(config["embed_dim"], config["text_cfg"]), chosen, adapt=adapt, **options
     )
-
-
-def _tokenizer(weights: str | Path, options: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    config = text_config()["text_cfg"]
-    if weights == "random":
-        return WordTokenizer(config["context_length"], config["vocab_size"])
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("RADIO's words need transformers: pip install 's2clip[radseg]'") from error
-    try:
-        folder = options["cache_dir"]
-        return open_clip.get_tokenizer(
-            MODELS["words"][TEXT].architecture, cache_dir=None if folder is None else str(folder)
-        )
-    except OSError as error:
-        where = f"{config['hf_tokenizer_name']} tokenizer.json"
-        raise weight_files.WeightsError(
-            f"{TEXT}: its tokenizer is not on this machine: hf download {where} ({weight_files.first_line(error)})"
-        ) from error

@@ -24,7 +24,7 @@ class ModelRow:
     kind: str
     """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`, `--regions`), "words" (text towers alone)."""
     family: str
-    """Which code runs it: clip, language-radio; vit, rotary, radio; sam, eomt; siglip."""
+    """Which code runs it: clip, eva, language-radio; vit, rotary, radio; sam, eomt; siglip."""
     architecture: str
     """Its name in open_clip, timm or segment_anything."""
     parameters: float

@@ -80,7 +80,7 @@ def self_self_attention(clip: CLIPBackbone, tokens: Tensor, index: int, iteratio
     q, k and v stand one after the other in the batch, and √τ is part of the vectors: one softmax per call then does.
     """
     query, key, value = clip.project_qkv(tokens, index)
-    norms = _precise(clip.blocks[index].ln_1(tokens)).norm(dim=-1).mean(1)
+    norms = _precise(clip.first_norm(tokens, index)).norm(dim=-1).mean(1)
     root = (norms / math.sqrt(value.shape[-1])).sqrt().repeat(3)[:, None, None, None]
     vectors = torch.cat([query, key, value])
     for _ in range(iterations):

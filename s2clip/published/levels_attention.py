@@ -44,7 +44,7 @@ def level_features(clip: CLIPBackbone, images: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(x), clip.heads, x.shape[1], x.shape[1], dtype=dtype, device=x.device)
     values = []
     for index in range(clip.layers - 1):
-        values.append(clip.project_value(clip.blocks[index].ln_1(x)))
+        values.append(clip.project_value(clip.first_norm(x, index)))
         x = x + clip.project_attention(_attend(*clip.project_qkv(x, index), total), index)
         x = x + clip.feed_forward(x, index)
     values.append(clip.project_value(x))
