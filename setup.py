@@ -18,7 +18,7 @@ HEIF = ["pillow-heif>=1.1"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 # FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
 SERVE = ["litserve>=0.2.19", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
-RAY = ["ray[data]>=2.55"]
+RAY = ["ray[data]>=2.55", "pandas>=2.2.3"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
     "pytest>=8",
@@ -44,7 +44,7 @@ TEST = [
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",
     "lxml>=5",
-    "python-dateutil>=2.8",
+    "python-dateutil>=2.8.2",
     "urllib3>=2",
     "platformdirs>=4",
     "attrs>=23",
