@@ -31,6 +31,7 @@ HEADING = (
 class Launched(NamedTuple):
     registers: int
     occupancy: float
+    problem: str  # the compile gate's limits that it breaks; empty when none
     prediction: Prediction
 
 
@@ -49,23 +50,25 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def _compiled(launch: Launch, kernel: Any, arch: int) -> tuple[Code, int, int]:
-    """(machine code, registers, blocks that fit an SM)."""
+def _compiled(launch: Launch, kernel: Any, arch: int) -> tuple[Code, int, int, str]:
+    """(machine code, registers, blocks that fit an SM, the limits that it breaks)."""
     case = inspect.case_of(launch, kernel, "")
     compiled = inspect.compile_case(case, arch)
     cubin = compiled.asm["cubin"]
-    registers, _ = inspect.resource_usage(cubin)
-    share = inspect.occupancy(arch, registers, compiled.metadata.shared, case.num_warps)
+    registers, spills = inspect.resource_usage(cubin)
+    shared = compiled.metadata.shared
+    share = inspect.occupancy(arch, registers, shared, case.num_warps)
     resident = round(share * inspect.ARCHITECTURES[arch].warps_per_sm) // case.num_warps
-    return parse(disassemble(cubin)), registers, resident
+    return parse(disassemble(cubin)), registers, resident, inspect.problem(arch, shared, spills)
 
 
 def _of_launch(run: Run, gpu: Gpu, memory: float) -> Launched:
-    code, registers, resident = _compiled(run.launch, run.kernel, gpu.arch)
+    code, registers, resident, problem = _compiled(run.launch, run.kernel, gpu.arch)
     warps = dict(run.launch.options)["num_warps"]
     arguments = named_values(run.kernel, run.arguments)
     prediction = predict(run.launch.kernel, code, arguments, run.grid, Resources(warps, resident), gpu, memory)
-    return Launched(registers, resident * warps / inspect.ARCHITECTURES[gpu.arch].warps_per_sm, prediction)
+    occupancy = resident * warps / inspect.ARCHITECTURES[gpu.arch].warps_per_sm
+    return Launched(registers, occupancy, problem, prediction)
 
 
 def predicted(workload: Workload, gpu: Gpu) -> Row:
@@ -98,7 +101,7 @@ def rows(names: Iterable[str] | None = None, archs: Iterable[int] | None = None)
 
 def json_of(row: Row) -> dict[str, Any]:
     kernels = [
-        {"registers": each.registers, "occupancy": each.occupancy}
+        {"registers": each.registers, "occupancy": each.occupancy, "problem": each.problem}
         | each.prediction._asdict()
         | {"loops": [loop._asdict() for loop in each.prediction.loops]}
         for each in row.kernels

@@ -40,7 +40,9 @@ def test_demo_shows_what_sam_changes(run, tmp_path):
 
 
 def test_evaluate_prints_methods_side_by_side(run):
-    result = run("evaluate", "scenes", "--method", "clip", "maskclip", "--method", "sclip", "--limit", "2")
+    result = run(
+        "evaluate", "scenes", "--method", "clip", "maskclip", "--method", "sclip", "--limit", "2", "--short-side", "64"
+    )
     assert result.exit_code == 0, result.output
     head = next(line for line in result.stdout.splitlines() if "maskclip" in line)
     assert head.split() == ["clip", "maskclip", "sclip"]
@@ -50,7 +52,20 @@ def test_evaluate_prints_methods_side_by_side(run):
 
 
 def test_evaluate_json_holds_what_the_table_shows(run):
-    arguments = ("evaluate", "scenes", "--method", "clip", "s2clip", "--limit", "3", "--seed", "5", "--json")
+    arguments = (
+        "evaluate",
+        "scenes",
+        "--method",
+        "clip",
+        "s2clip",
+        "--limit",
+        "3",
+        "--seed",
+        "5",
+        "--short-side",
+        "64",
+        "--json",
+    )
     document = json.loads(run(*arguments).stdout)
     assert set(document) == {"dataset", "rows"}
     assert document["dataset"] == "scenes"
@@ -68,7 +83,19 @@ def test_evaluate_json_holds_what_the_table_shows(run):
 
 
 def test_evaluate_prints_the_ablation_of_the_refinement(run):
-    arguments = ("evaluate", "scenes", "--refine", "none", "trident", "sam", "--ablate", "--limit", "2")
+    arguments = (
+        "evaluate",
+        "scenes",
+        "--refine",
+        "none",
+        "trident",
+        "sam",
+        "--ablate",
+        "--limit",
+        "1",
+        "--short-side",
+        "64",
+    )
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     *_, head, rule, none, trident, sam, components, box, mask, point = result.stdout.splitlines()
@@ -80,7 +107,9 @@ def test_evaluate_prints_the_ablation_of_the_refinement(run):
     for line, name in ((components, "components"), (box, "box"), (mask, "mask"), (point, "point")):
         assert f"sam w/o {name}" in line
         assert all(float(cell) >= 0 for cell in line.split()[-5:])
-    rows = json.loads(run("evaluate", "scenes", "--refine", "sam", "--limit", "1", "--json").stdout)["rows"]
+    rows = json.loads(
+        run("evaluate", "scenes", "--refine", "sam", "--limit", "1", "--short-side", "64", "--json").stdout
+    )["rows"]
     assert [row["refine"] for row in rows] == ["sam"]
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -105,15 +106,15 @@ def test_the_list_of_failures_is_written_into_the_room_kept_for_it(run, tmp_path
     monkeypatch.undo()
 
 
-def test_a_file_that_may_grow_no_further_in_a_process_of_its_own(tmp_path, painted):  # noqa: F811
+def test_a_file_that_may_grow_no_further(run, tmp_path):  # noqa: F811
     """The system's own refusal: a limit on the size of files, which the overlay alone is beyond."""
-    program = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
-        "from s2clip.cli import main; main()"
-    )
-    command = [sys.executable, "-c", program, "segment", str(painted), "--classes", CLASSES, "--method", "clip"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 3, ended.stderr
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, most[1]))
+    try:
+        ended = run("photos")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert ended.exit_code == 3, ended.stderr
     assert ended.stderr.count("\n") == 1
     assert "a.overlay.png: cannot write there: File too large; 0 of 3 pictures are done" in ended.stderr
     assert all_files(tmp_path / "out") == {"classes.json", "run.json"}

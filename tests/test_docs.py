@@ -119,6 +119,9 @@ def test_commands_run(page):
             arguments[arguments.index("--limit") + 1] = "2"
         elif "scenes" in arguments:
             arguments += ["--limit", "2"]
+        options = {name for each in main.commands[arguments[0]].params for name in each.opts}
+        if "--short-side" in options - set(arguments):
+            arguments += ["--short-side", "64"]
         result = CliRunner().invoke(main, [embedded(argument) for argument in arguments])
         expected = (0, 1) if arguments[0] == "check-data" else (0,)  # 1: miniature trees are not complete
         assert result.exit_code in expected, (arguments, result.output)

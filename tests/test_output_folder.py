@@ -40,7 +40,8 @@ def run(tmp_path, monkeypatch, painted, loaded):
 
     def call(*arguments):
         words = ("--classes", CLASSES) if "--classes" not in arguments else ()
-        return CliRunner().invoke(cli.main, ["segment", *map(str, arguments), *words, "--method", "clip"])
+        side = ("--short-side", "48") if "--short-side" not in arguments else ()
+        return CliRunner().invoke(cli.main, ["segment", *map(str, arguments), *words, *side, "--method", "clip"])
 
     return call
 

@@ -51,7 +51,7 @@ def tensors_of(value):
 def everything(method, refine, folder):
     """Every public entry once, in a process as it comes or in a caller's state."""
     segmenter = Segmenter.from_pretrained(
-        "tiny", method=method, refine=refine, text_cache=True, cache_dir=folder
+        "tiny", method=method, refine=refine, short_side=64, text_cache=True, cache_dir=folder
     ).set_classes(CLASSES)
     result = segmenter(PICTURE)
     encoded = segmenter.encode(PICTURE)
@@ -132,7 +132,7 @@ def test_threads_give_the_default_dtype_back():
 
 @pytest.mark.parametrize("options", [{}, {"method": "clip", "refine": "sam"}])
 def test_copies_of_a_segmenter_answer_the_same(options):
-    segmenter = Segmenter.from_pretrained("tiny", **options).set_classes(CLASSES)
+    segmenter = Segmenter.from_pretrained("tiny", short_side=64, **options).set_classes(CLASSES)
     want = segmenter(PICTURE).segmentation
     for copied in (pickle.loads(pickle.dumps(segmenter)), copy.deepcopy(segmenter)):
         assert copied.classes == segmenter.classes
@@ -153,6 +153,7 @@ class Segmented(torch.utils.data.Dataset):
         return self.segmenter(PICTURE).segmentation
 
 
+@pytest.mark.slow
 def test_a_spawned_data_loader_takes_a_segmenter():
     segmenter = Segmenter.from_pretrained("tiny", method="clip").set_classes(CLASSES)
     loader = torch.utils.data.DataLoader(

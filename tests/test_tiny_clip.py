@@ -121,12 +121,12 @@ def test_words_of_one_class_mean_the_same(loaded):
 
 
 def test_recombined_attention_segments_and_the_plain_last_block_does_not():
-    """The embedded benchmark in small: 16 held-out scenes, mIoU in per cent. 200 scenes: see tools/README.md."""
+    """The embedded benchmark in small: 8 held-out scenes, mIoU in per cent. 200 scenes: see tools/README.md."""
     clip = load_clip("tiny")
     recombined = get_method("s2clip", levels=(), vfm_weight=None)
     methods = (get_method("clip"), dataclasses.replace(recombined, terms=("qk",)), recombined)
     segmenters = [Segmenter(clip=clip, method=RECIPES["tiny"].adapt(method)) for method in methods]
-    plain, query_key, self_self = (row["miou"] for row in evaluate(segmenters, range(16)))
+    plain, query_key, self_self = (row["miou"] for row in evaluate(segmenters, range(8)))
     assert self_self > 60
     assert self_self > plain + 20
     assert self_self > query_key + 20

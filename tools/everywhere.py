@@ -36,6 +36,12 @@ SEAMS = ("cli", "cli_commands", "cli_names", "datasets", "from_pretrained", "ima
 SEAMS += ("package", "text", "weights")
 """Where numbers meet other people's, and where a user meets the package."""
 
+GATE = ("every_configuration_keeps_the_limits", "every_operator_is_compiled_for_every_architecture")
+GATE += ("figures_are_those_of_a_compiled_kernel",)
+LONG = tuple(f"tests/test_{name}.py" for name in ("gpu_script", "serve", "shelter"))
+LONG = ("-m", "slow", *LONG, *(f"tests/kernels/test_compile.py::test_{name}" for name in GATE))
+"""What make test leaves out for its minutes, and every commit has to pass."""
+
 
 class Row(NamedTuple):
     """One run of the tests, or of the compile gate."""
@@ -86,6 +92,9 @@ ROWS = {
     "oldest": Row("lower bounds of setup.py, Python 3.11", place="oldest"),
     "newest": Row("newest versions, Python 3.13", place="newest"),
     "constraints": Row("constraints.txt on Python 3.13", place="constraints"),
+    "long": Row(
+        "this environment: every configuration compiled, the quarter of an hour rehearsed", tests=LONG, cheap=True
+    ),
     **{
         f"triton-{version}": Row(f"compile gate, Triton {version}", triton=version, cheap=version in ("3.6", "3.9"))
         for version in ("3.6", "3.7", "3.8", "3.9")

@@ -1,7 +1,8 @@
 """The compile gate, and what it cannot see by itself.
 
 Everything that compiles runs in a process of its own, without TRITON_INTERPRET: under the interpreter Triton has no
-compiler. Compiled kernels stay in Triton's cache, so that a second run costs seconds.
+compiler. All configurations for all architectures take minutes: `slow`, and a row of make test-everywhere that CI runs.
+Those of the pipeline's shapes are held to the limits by test_loops.py each time.
 """
 
 import json
@@ -30,16 +31,19 @@ def rows(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_configuration_keeps_the_limits(rows):
     broken = [f"{row['kernel']} {row['config']} sm_{row['arch']}: {row['problem']}" for row in rows if row["problem"]]
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.slow
 def test_every_operator_is_compiled_for_every_architecture(rows):
     assert tuple(ARCHITECTURES) == SHIPPED_ARCHITECTURES
     assert {(row["op"], row["arch"]) for row in rows} == {(op, arch) for op in operators() for arch in ARCHITECTURES}
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_compiled_kernel(rows):
     for row in rows:
         assert 0 < row["registers"] <= 255, row
