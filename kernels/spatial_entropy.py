@@ -40,8 +40,11 @@ class Configuration(NamedTuple):
 
 
 def configuration(arch: int) -> Configuration:
-    """16 channels of two bytes fill a 32-byte sector of a token map; 768 channels are 48 programs an image."""
-    return Configuration(32, 256, 1) if arch == 0 else Configuration(16, 64, 4)
+    """16 channels of two bytes fill a 32-byte sector of a token map; 768 channels are 48 programs an image.
+
+    The interpreter (0) combines a tile's positions one by one in Python: few of them.
+    """
+    return Configuration(32, 32, 1) if arch == 0 else Configuration(16, 64, 4)
 
 
 @triton.jit
