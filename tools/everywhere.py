@@ -65,33 +65,31 @@ class Outcome(NamedTuple):
     times: dict[str, float]
 
 
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+AVX512 = {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_CBWR": "AVX512"}
+CHOICE = tuple(f"tests/test_{name}.py" for name in (*NUMBERS, *SEAMS))
+
+# Each environment on a processor of its own: four runs of the suite meet all of both.
 ROWS = {
     "here": Row("this processor, this environment"),
-    "threads": Row("two threads a process", threads=2),
-    "sse": Row("no vectors in torch, SSE 4.1 in oneDNN, MKL's common path", variables=PLAINEST),
-    "avx2": Row(
-        "AVX2 throughout",
-        variables={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
-    ),
-    "avx512": Row(
-        "AVX-512 without AMX and bf16",
-        variables={"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_CBWR": "AVX512"},
-    ),
-    "numbers": Row(
-        "the plainest processor: the tests that compare numbers",
+    "oldest": Row(
+        "lower bounds of setup.py, Python 3.11; no vectors in torch, SSE 4.1 in oneDNN, MKL's common path",
+        place="oldest",
         variables=PLAINEST,
-        tests=tuple(f"tests/test_{name}.py" for name in NUMBERS),
-        cheap=True,
+    ),
+    "newest": Row(
+        "newest versions, Python 3.13; AVX2 throughout, two threads", place="newest", variables=AVX2, threads=2
+    ),
+    "constraints": Row(
+        "constraints.txt on Python 3.13; AVX-512 without AMX and bf16", place="constraints", variables=AVX512
     ),
     "light": Row(
-        "lower bounds but torch's, the plainest processor: a choice of tests",
+        "lower bounds but torch's, the plainest processor: numbers, and where a user meets the package",
         place="light",
         variables=PLAINEST,
-        tests=tuple(f"tests/test_{name}.py" for name in (*NUMBERS, *SEAMS)),
+        tests=CHOICE,
+        cheap=True,
     ),
-    "oldest": Row("lower bounds of setup.py, Python 3.11", place="oldest"),
-    "newest": Row("newest versions, Python 3.13", place="newest"),
-    "constraints": Row("constraints.txt on Python 3.13", place="constraints"),
     "long": Row(
         "this environment: every configuration compiled, the quarter of an hour rehearsed", tests=LONG, cheap=True
     ),
@@ -99,6 +97,13 @@ ROWS = {
         f"triton-{version}": Row(f"compile gate, Triton {version}", triton=version, cheap=version in ("3.6", "3.9"))
         for version in ("3.6", "3.7", "3.8", "3.9")
     },
+}
+# By name only, to tell which half of a row it was.
+ALONE = {
+    "threads": Row("two threads a process", threads=2),
+    "plainest": Row("the plainest processor", variables=PLAINEST),
+    "avx2": Row("AVX2 throughout", variables=AVX2),
+    "avx512": Row("AVX-512 without AMX and bf16", variables=AVX512),
 }
 
 
@@ -156,7 +161,7 @@ class Run:
     """A row under way: commands of one interpreter, whose output goes to .everywhere/logs/NAME.log."""
 
     def __init__(self, name: str):
-        self.name, self.row, self.start = name, ROWS[name], time.monotonic()
+        self.name, self.row, self.start = name, (ROWS | ALONE)[name], time.monotonic()
         self.log, self.report = (HOME / "logs" / f"{name}.{ending}" for ending in ("log", "xml"))
         self.log.unlink(missing_ok=True)
         self.python = interpreter(self.row.place)
@@ -225,7 +230,7 @@ def show(outcomes: dict[str, Outcome]) -> None:
     """The table, then what failed, then the slowest tests of the first row that ran any."""
     print("\n| row | what | Python | torch | Triton | numpy | result | s |\n|---|---|---|---|---|---|---|---|")
     for name, found in outcomes.items():
-        print(f"| {name} | {ROWS[name].about} | {found.versions} | {found.counts} | {found.seconds:.0f} |")
+        print(f"| {name} | {(ROWS | ALONE)[name].about} | {found.versions} | {found.counts} | {found.seconds:.0f} |")
     for name, found in outcomes.items():
         for failure in found.failed:
             print(f"{name}: {failure}")
@@ -242,14 +247,17 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--only", action="append", default=[], metavar="ARGUMENT", help="for pytest, instead of all")
     chosen = parser.parse_args()
-    unknown = set(chosen.rows) - {*ROWS, "cheap", "all", "list"}
+    unknown = set(chosen.rows) - {*ROWS, *ALONE, "cheap", "all", "list"}
     if unknown:
-        parser.error(f"ROW: expected some of {', '.join(ROWS)}, cheap, all, list; received {', '.join(unknown)}")
+        parser.error(
+            f"ROW: expected some of {', '.join((*ROWS, *ALONE))}, cheap, all, list; received {', '.join(unknown)}"
+        )
     if "list" in chosen.rows:
-        for name, row in ROWS.items():
-            print(f"{name:12} {row.about}{' (cheap)' if row.cheap else ''}")
+        for name, row in (ROWS | ALONE).items():
+            print(f"{name:12} {row.about}{' (cheap)' if row.cheap else ' (by name only)' if name in ALONE else ''}")
         return 0
-    names = [name for name, row in ROWS.items() if name in chosen.rows or (row.cheap and "cheap" in chosen.rows)]
+    cheap = {name for name, row in ROWS.items() if row.cheap and "cheap" in chosen.rows}
+    names = [name for name in ROWS | ALONE if name in chosen.rows or name in cheap]
     if not chosen.rows or "all" in chosen.rows:
         names = list(ROWS)
     (HOME / "logs").mkdir(parents=True, exist_ok=True)
