@@ -80,7 +80,7 @@ setup(
         "pillow>=12.3",
         "tifffile>=2025.1",
         "imagecodecs>=2025.3",
-        "open_clip_torch>=3.0",
+        "open_clip_torch>=3.3",
         "timm>=1.0.25",
         "segment-anything==1.0",
         "safetensors>=0.4",

@@ -10,6 +10,7 @@ not run.
 """
 
 import argparse
+import importlib.metadata
 import os
 import re
 import shutil
@@ -138,17 +139,27 @@ def interpreter(place: str) -> str:
         return sys.executable
     version, listed = requirements(place)
     folder, file = HOME / place, HOME / f"{place}.txt"
-    file.write_text(f"{listed}-e {ROOT}\n")
+    file.write_text(f"{listed}{(ROOT / 'tests' / 'readers.txt').read_text()}-e {ROOT}\n")
     if not folder.exists():
         subprocess.run([find_uv_bin(), "venv", "--quiet", "--python", python_of(version), folder], check=True)
     python = str(folder / "bin" / "python")
     subprocess.run([find_uv_bin(), "pip", "sync", "--quiet", "--python", python, file], check=True)
     if place == "light":
-        import torch
-
         (site,) = (folder / "lib").glob("python*/site-packages")
-        (site / "torch_of_another.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # comes last on sys.path
+        lend_torch(folder / "lent")
+        (site / "lent.pth").write_text(f"{folder / 'lent'}\n")
     return python
+
+
+def lend_torch(folder: Path) -> None:
+    """Links to torch of this environment and what it runs on, and to nothing else of it: not even other plugins."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for package in importlib.metadata.distributions():
+        if FROM_HERE.match(f"{package.name.lower().replace('_', '-')}=="):
+            for name in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(package.locate_file(name))
 
 
 VERSIONS = """
