@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent
 VERSION = (ROOT / "s2clip" / "version.py").read_text().split('"')[-2]
 
 DEMO = ["gradio>=6"]
-SUPERVISION = ["supervision>=0.27"]
+SUPERVISION = ["supervision>=0.30"]
 YOLO = ["opencv-python-headless>=4.10"]
 TRANSFORMERS = ["transformers>=4.57"]
 # GeoPackage by pyogrio and not by fiona: it takes arrays of geometries, and appends
@@ -18,7 +18,7 @@ HEIF = ["pillow-heif>=1.1"]
 DIFFUSION = ["diffusers>=0.36", "transformers>=4.57"]
 # FastAPI, Starlette and uvicorn come with LitServe; python-multipart reads forms
 SERVE = ["litserve>=0.2.19", "prometheus-client>=0.21", "python-multipart>=0.0.20"]
-RAY = ["ray[data]>=2.55", "pandas>=2.2.3"]
+RAY = ["ray[data]>=2.55", "pandas>=2.2.3", "pyarrow>=18"]
 PLOT = ["matplotlib>=3.10.7"]
 TEST = [
     "pytest>=8",
@@ -30,8 +30,8 @@ TEST = [
     "scikit-image>=0.24",
     "pycocotools>=2.0.11",
     "selenium>=4.20",
-    "mypy>=1.18",
-    "colorspacious>=1.1",
+    "mypy>=1.20",
+    "colorspacious>=1.1.2",
     "fonttools>=4.50",
     "nbclient>=0.10",
     "nbformat>=5.10",
@@ -47,10 +47,10 @@ TEST = [
     "python-dateutil>=2.8.2",
     "urllib3>=2",
     "platformdirs>=4",
-    "attrs>=23",
+    "attrs>=24.2",
     "imagesize>=1.4",
     "loguru>=0.7",
-    "imgviz>=1.7",
+    "imgviz>=2",
     "scikit-learn>=1.5",
     *PLOT,
     *DIFFUSION,
@@ -58,7 +58,7 @@ TEST = [
     *VIDEO,
     *HEIF,
 ]
-LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.18", "types-PyYAML>=6", "types-tqdm>=4.66"]
+LINT = ["ruff==0.17.6", "import-linter>=2.4", "mypy>=1.20", "types-PyYAML>=6", "types-tqdm>=4.66"]
 BENCH = ["pytest>=8", "pytest-benchmark>=5"]
 
 setup(
@@ -81,7 +81,7 @@ setup(
         "tifffile>=2025.1",
         "imagecodecs>=2025.3",
         "open_clip_torch>=3.3",
-        "timm>=1.0.25",
+        "timm>=1.0.31",
         "segment-anything==1.0",
         "safetensors>=0.4",
         "huggingface_hub>=0.34",

@@ -130,5 +130,5 @@ def _for_any_grid(rope: RotaryEmbeddingCat) -> RotaryEmbeddingCat:
         ref_feat_shape=rope.ref_feat_shape,
         grid_offset=rope.grid_offset,
         grid_indexing=rope.grid_indexing,
-        **({"rotate_half": True} if getattr(rope, "rotate_half", False) else {}),  # timm 1.0.25 has no such form
+        rotate_half=rope.rotate_half,
     )
