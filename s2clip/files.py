@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 from s2clip import temporaries
 from s2clip.errors import OutputError, S2ClipError, shown
 
+REASON = 200
+"""Letters of what another library says."""
 LEAST_FREE = 1 << 16
 """Bytes; a disk with fewer is full."""
 
@@ -43,20 +45,24 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def written_by_others(path: Path) -> Iterator[None]:
-    """Around a library that writes by itself and tells of a full disk in words of its own, or in none."""
+    """Around a library that writes by itself and tells of a full disk in words of its own, or in none.
+
+    Whatever it raises is an `OutputError`: it was given nothing but arrays, and what it had written may be gone again,
+    and the disk not full any more, by the time that it says so.
+    """
     try:
         yield
     except S2ClipError:
         raise
     except Exception as error:
-        free = shutil.disk_usage(path.parent).free
-        number = errno.ENOSPC
-        if free > LEAST_FREE:
-            if not (isinstance(error, OSError) and error.errno):
-                raise
-            number = error.errno
+        if shutil.disk_usage(path.parent).free <= LEAST_FREE:
+            number, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        elif isinstance(error, OSError) and error.errno:
+            number, reason = error.errno, os.strerror(error.errno)
+        else:
+            number, reason = errno.EIO, " ".join(str(error.__cause__ or error).split())[:REASON] or type(error).__name__
         with writing(path):
-            raise OSError(number, os.strerror(number)) from None
+            raise OSError(number, reason) from None
 
 
 @contextmanager

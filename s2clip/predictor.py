@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[Sequence[str]], Iterable[str]]
+"""Gives words on while they are encoded, as tqdm does with a bar."""
 SAID = 10
 """Words named in a warning."""
 
@@ -177,7 +179,11 @@ class Predictor:
         return ids.long()
 
     def _resolve(
-        self, classes: str | Sequence[str], background: int | str | None, allow_repeats: bool = False
+        self,
+        classes: str | Sequence[str],
+        background: int | str | None,
+        allow_repeats: bool = False,
+        progress: Progress = iter,
     ) -> tuple[Vocabulary, int | None]:
         if classes is None:
             reject("classes", 'names, as "sky, house; hut, tree" or a list', None)
@@ -192,10 +198,10 @@ class Predictor:
         if unknown := self.clip.unknown_words(list(words.words)):
             words_said = first_few(unknown, SAID)
             logger.warning("model %s does not know %s: expect nothing of these words", self.clip.name, words_said)
-        self._remark(words, own=not allow_repeats)
+        self._remark(words, own=not allow_repeats, progress=progress)
         return words, number
 
-    def _remark(self, words: Vocabulary, own: bool) -> None:
+    def _remark(self, words: Vocabulary, own: bool, progress: Progress) -> None:
         """Say what is seldom meant in these classes, once; of a data set's own list, only what has equal vectors."""
         if words == self._remarked:
             return
@@ -203,12 +209,12 @@ class Predictor:
         context_length = getattr(getattr(self.clip, "model", None), "context_length", None)
         every_pixel = not self.method.threshold and not self._extension.extra_words
         said = remarks(words.classes, every_pixel=every_pixel) if own else []
-        for line in [*said, *equal_words(words.words, self._rows(words), context_length)]:
+        for line in [*said, *equal_words(words.words, self._rows(words, progress), context_length)]:
             logger.warning("%s", line)
 
-    def _rows(self, words: Vocabulary) -> Tensor:
+    def _rows(self, words: Vocabulary, progress: Progress = iter) -> Tensor:
         """Unit rows [Q+E,C] of the words, and of those that the method adds."""
-        rows = self._text((*words.words, *self._extension.extra_words), self.method.templates)
+        rows = self._text((*words.words, *self._extension.extra_words), self.method.templates, progress=progress)
         return rows.double() if self.clip.dtype == torch.float64 else rows
 
     @sheltered()

@@ -25,13 +25,14 @@ from s2clip.methods.method import Method
 from s2clip.names import meant
 from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source
 from s2clip.pictures.reading import Failure, Picture, read_batches
-from s2clip.predictor import Predictor
+from s2clip.predictor import Predictor, Progress
 from s2clip.published.catalogue import get_method
 from s2clip.refinement.regions import Regions
 from s2clip.refinement.results import refine_given
 from s2clip.refinement.settings import Refinement
 from s2clip.results.result import Result
 from s2clip.shelter import sheltered
+from s2clip.values import counted
 from s2clip.words.text import Vocabulary
 
 NAMES_SHOWN = 8
@@ -166,6 +167,7 @@ class Segmenter(Predictor):
         *,
         background: int | str | None = None,
         allow_repeats: bool = False,
+        progress: Progress = iter,
     ) -> "Segmenter":
         """Name the classes of the pictures to come. Words are encoded once.
 
@@ -174,13 +176,14 @@ class Segmenter(Predictor):
             background: the class, by name or number, that pixels under the method's threshold are given; None: they
                 belong to no class, 255 (65535 where 255 is a class).
             allow_repeats: take lists that hold a word twice, as published ones do; the first class wins it.
+            progress: `tqdm.tqdm` shows a bar while words are encoded, which takes minutes for thousands.
 
         Raises:
             ValueError: no class, no order (a set), an empty or repeated name, an unknown background, or an
                 area_threshold without one.
         """
-        words, number = self._resolve(classes, background, allow_repeats)
-        self._rows(words)
+        words, number = self._resolve(classes, background, allow_repeats, progress)
+        self._rows(words, progress)
         self._vocabulary, self._background = words, number
         return self
 
@@ -188,9 +191,7 @@ class Segmenter(Predictor):
         models = [self.clip.name, *([self.vfm.name] if self.vfm is not None else [])]
         refine = "" if self.refiner is None else f", refine {self.refiner.refine}"
         names = ": " + first_few(self.classes, NAMES_SHOWN) if self.classes else ""
-        count = (
-            f"{len(self.classes)} class{'' if len(self.classes) == 1 else 'es'}" if self.classes else "no classes set"
-        )
+        count = counted(len(self.classes), "class") if self.classes else "no classes set"
         where = f"{self.device} {str(self.clip.dtype).removeprefix('torch.')}"
         return f"Segmenter({' + '.join(models)}, method {self.method.name}{refine}, {where}, {count}{names})"
 

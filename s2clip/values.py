@@ -17,6 +17,15 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 figure", "2 figures", "3 classes", "0 entries"."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("ry") else f"{number} {noun}s"
+
+
 def ignored_id(classes: int) -> int:
     """The id of pixels that belong to none of so many classes: 255, or 65535 where 255 is a class."""
     return 255 if classes <= 255 else 65535

@@ -119,6 +119,15 @@ def test_what_takes_too_long_is_ended_and_the_next_is_read(tmp_path):
     assert read_image(tmp_path / "a.gif").shape == (3, 48, 64)
 
 
+def test_run_lengths_that_cannot_cover_the_picture_are_refused_before_they_are_padded(tmp_path, monkeypatch):
+    """Python appends what is missing byte by byte: 32 s of these 1100 bytes."""
+    monkeypatch.setattr(worker, "ask", lambda *_: pytest.fail("was read"))
+    rle = struct.pack("<IiiHHIIiiII", 40, 16_000, 16_000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(rle)) + rle + b"\x08\x11\0\0")
+    with pytest.raises(DatasetError, match="too few run lengths for its pixels"):
+        read_label_map(tmp_path / "a.bmp")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")

@@ -211,7 +211,7 @@ def test_shards_of_one_name_are_told_apart_and_no_picture_gets_out_of_the_output
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--engine", "spark"], 2, "--engine: expected local or ray, received 'spark'"),
+        (["--engine", "spark"], 2, "--engine: expected one of local, ray, received 'spark'"),
         (["--workers", "2"], 2, "--workers: expected --engine ray with it"),
         (["--engine", "ray", "--workers", "0"], 2, "--workers: expected at least 1, received 0"),
         (["--engine", "ray", "--gpus-per-worker", "-1"], 2, "--gpus-per-worker: expected 0 to 64"),

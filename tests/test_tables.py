@@ -184,7 +184,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     assert cells[3].report.document["pictures"]["scored"] == 1
     text = page(table, cells, None)
     assert "elsewhere: voc20, cityscapes: " in text
-    assert "MaskCLIP: cityscapes: 1 pictures failed" in text
+    assert "MaskCLIP: cityscapes: 1 picture failed" in text
 
 
 def test_an_average_needs_every_figure():

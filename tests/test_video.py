@@ -77,6 +77,41 @@ def test_frames_are_turned_as_the_film_says_and_bounded(clip, monkeypatch):
         Video("clip.mp4", max_pixels=1000)
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["so many frames", "Ctrl-C"])
+def test_a_camera_is_read_until_there_are_enough_frames_or_somebody_stops_it(run, clip, monkeypatch, stopped):
+    opened, asked, first = av.open, [], True
+
+    def camera(file, *more, **options):
+        """A driver of Video4Linux as FFmpeg opens it, which shows the film."""
+        if file == "/dev/video0":
+            asked.append(options)
+            return opened("clip.mp4")
+        return opened(file, *more, **options)
+
+    def interrupted(segmenter, source):
+        nonlocal first
+        if not first:
+            raise KeyboardInterrupt
+        first = False
+        return call(segmenter, source)
+
+    call = Segmenter.__call__
+    monkeypatch.setattr(av, "open", camera)
+    if stopped:
+        monkeypatch.setattr(Segmenter, "__call__", interrupted)
+    result = segment(run, "webcam:0", *(() if stopped else ("--frames", 3)))
+    assert result.exit_code == 0, result.output
+    assert asked == [{"format": "v4l2"}]
+    count = 1 if stopped else 3
+    assert sorted(path.name for path in Path("out/webcam-0.frames").iterdir()) == [
+        f"{number:06d}.png" for number in range(count)
+    ]
+    assert len(dict(Video("out/webcam-0.overlay.mp4"))) == count
+    frames = "1 frame" if stopped else "3 frames"
+    assert f"webcam:0: {frames} -> out/webcam-0.overlay.mp4" in result.stdout
+    assert ("webcam:0: 1 frame done" in result.stderr) == stopped
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

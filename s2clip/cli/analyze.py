@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2clip.cli.console import check_device, load_segmenter
-from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
+from s2clip.cli.console import check_device, load_segmenter, word_bar
+from s2clip.cli.lists import OptionsCommand, classes_option, names_option, numbers_option
 from s2clip.cli.look import features
 from s2clip.cli.options import loading_options, model_options
 from s2clip.cli.report import data_options, reporting
+from s2clip.values import counted
 
 if TYPE_CHECKING:
     from s2clip.analysis.pictures import PictureSet
@@ -50,7 +51,8 @@ def entropy(
         rows = report.table("entropy", *found.rows())
         lines = [
             f"{row['data']}, layer {row['layer']}: entropy {row['entropy_nats']:.3f} of {row['ceiling_nats']:.3f} nats,"
-            f" Gini {row['gini']:.3f}, channel correlation {row['correlation']:.3f} ({row['pictures']} pictures)"
+            f" Gini {row['gini']:.3f}, channel correlation {row['correlation']:.3f} "
+            f"({counted(row['pictures'], 'picture')})"
             for row in rows
         ]
         report.tell(lines, entropy=rows)
@@ -99,13 +101,13 @@ def consistency(
 @analyze.command(cls=OptionsCommand)
 @names_option("--method", "methods", default=("clip", "s2clip"), show_default=True, help="Side by side.")
 @click.option("--masks", help="Which class a patch has: predicted, true; default: true where there are label maps.")
-@click.option("--classes", metavar="NAMES", help="As in segment; default: those of the data.")
+@classes_option("As in segment; default: those of the data.")
 @model_options
 @data_options
 def separability(
     methods: tuple[str, ...],
     masks: str | None,
-    classes: str | None,
+    classes: list[str] | None,
     model_settings: dict[str, Any],
     request: dict[str, Any],
 ) -> None:
@@ -125,7 +127,9 @@ def separability(
                 raise ValueError("--masks true goes by the classes of the data: leave --classes out")
             found = {}
             for method in dict.fromkeys(methods):
-                segmenter = load_segmenter(model_settings, method=method).set_classes(names, background=one.background)
+                segmenter = load_segmenter(model_settings, method=method)
+                shown = word_bar(report.show_progress)
+                segmenter.set_classes(names, background=one.background, progress=shown)
                 found[method] = measure(report.walk_one(one), segmenter, masks=chosen)
             name = "separability" if len(report.sets) == 1 else f"separability-{one.name}"
             report.figure(name, separability_figure(found))
@@ -155,13 +159,15 @@ def failures(method: str, refine: str, worst: int, model_settings: dict[str, Any
         segmenter = load_segmenter(model_settings, method=method, refine=refine)
         tables, lines = {}, []
         for one in report.sets:
-            segmenter.set_classes(one.classes, background=one.background)
+            shown = word_bar(report.show_progress)
+            segmenter.set_classes(one.classes, background=one.background, progress=shown)
             found = find_failures(report.walk_one(one), segmenter, count=worst)
             name = "failures" if len(report.sets) == 1 else f"failures-{one.name}"
             report.figure(name, failures_figure(found))
             tables[one.name] = report.table(name, *found.rows())
             lines += [
-                f"{one.name}, {number} pictures with {classes} classes: mean mIoU {100 * mean:.1f} %"
+                f"{one.name}, {counted(number, 'picture')} with {counted(classes, 'class')}: "
+                f"mean mIoU {100 * mean:.1f} %"
                 for classes, (mean, number) in found.crowds.items()
             ]
             lines += [f"{one.name}, {each.picture.name}: mIoU {100 * each.miou:.1f} %" for each in found.worst]
@@ -172,7 +178,7 @@ def failures(method: str, refine: str, worst: int, model_settings: dict[str, Any
         report.tell(lines, failures=tables)
 
 
-def classes_of(pictures: "PictureSet", classes: str | None) -> tuple[Any, bool]:
+def classes_of(pictures: "PictureSet", classes: list[str] | None) -> tuple[Any, bool]:
     """(classes to set, whether they are the data's own)."""
     if classes is None and pictures.classes is None:
         raise ValueError(f"{pictures.name} has no classes of its own: name them by --classes")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from s2clip.cli.console import bar, load_segmenter, say, usage_errors
+from s2clip.cli.console import bar, load_segmenter, say, usage_errors, word_bar
 from s2clip.cli.engines import connection
 from s2clip.cli.program import INPUTS_FAILED, ValueFailure
 
@@ -125,8 +125,8 @@ def evaluate_methods(
                     answers = _by_ray(partial(_loaded, chosen, settings), dataset, cluster)
                     yield run.evaluate(answers, dataset, model, _named(answers.settings), source=chosen.source)
                     continue
-                segmenter = chosen.set_classes(load_segmenter(settings))
-            for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
+                segmenter = chosen.set_classes(load_segmenter(settings), progress=word_bar(run.show_progress))
+            for variant, name in variants(segmenter, ablate and one.refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source=chosen.source)
 
 
@@ -155,8 +155,9 @@ def evaluate_own(
                 continue
             segmenter = load_segmenter(settings)
             with usage_errors():
-                segmenter.set_classes(list(dataset.classes), background=dataset.background)
-            for variant, name in _variants(segmenter, ablate and one.refine == "sam"):
+                names, shown = list(dataset.classes), word_bar(run.show_progress)
+                segmenter.set_classes(names, background=dataset.background, progress=shown)
+            for variant, name in variants(segmenter, ablate and one.refine == "sam"):
                 yield run.evaluate(variant, dataset, model, name, source=source)
 
 
@@ -197,7 +198,7 @@ def _named(settings: Mapping[str, Any]) -> str:
     return "+".join([method.name, *(part for part in parts if part != "none")])
 
 
-def _variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
+def variants(segmenter: Any, ablate: bool) -> Iterator[tuple[Any, str]]:
     """(segmenter, folder name) of the segmenter and, to ablate, of it without each part of its refinement."""
     from s2clip.evaluation.scenes import ablations
     from s2clip.methods.stages import stage_name

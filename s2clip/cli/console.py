@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from s2clip.segmenter import Segmenter
 
 
+WORDS_DELAY = 1.0
+"""Seconds before words have a bar: a few are encoded in less."""
+
+
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """ValueErrors of the block are the user's arguments, by the names that he gave them: exit code 2."""
@@ -72,7 +76,10 @@ def load_segmenter(model_settings: dict[str, Any], **more: Any) -> "Segmenter":
 
     check_device(model_settings.get("device"))
     with usage_errors():
-        return Segmenter.from_pretrained(**model_settings, **more)
+        segmenter = Segmenter.from_pretrained(**model_settings, **more)
+        if model_settings.get("stride") is not None and segmenter.method.crop is None:
+            raise ValueError(f"--stride: has no effect, {segmenter.method.name} takes the whole picture at once")
+        return segmenter
 
 
 def say(text: str, err: bool = False) -> None:
@@ -104,6 +111,11 @@ class LineHandler(logging.Handler):
 def progress(items: Sequence[Any], show: bool) -> Iterable[Any]:
     """A bar on stderr where there is a terminal and more than one item."""
     return bar(show and len(items) > 1)(items)
+
+
+def word_bar(show: bool) -> "Callable[..., tqdm]":
+    """For `Segmenter.set_classes`: a bar where encoding the words takes a while."""
+    return functools.partial(bar(show), desc="words", unit=" words", delay=WORDS_DELAY)
 
 
 def bar(show: bool) -> "Callable[..., tqdm]":

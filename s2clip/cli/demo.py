@@ -16,7 +16,7 @@ DEMO_SCENE = 24
 @click.command()
 @click.option("--scene", default=DEMO_SCENE, show_default=True, help="Seed of the painted scene.")
 @click.option("--method", default="s2clip", show_default=True)
-@click.option("--refine", default="sam", show_default=True, type=click.Choice(["none", "sam"]))
+@click.option("--refine", default="sam", show_default=True, help="none or sam.")
 @click.option("-o", "--output", default="out/demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @output_options
 def demo(scene: int, method: str, refine: str, output: Path, as_json: bool, show_progress: bool) -> None:
@@ -25,18 +25,22 @@ def demo(scene: int, method: str, refine: str, output: Path, as_json: bool, show
 
     from s2clip import scenes
     from s2clip.files import whole_file, writable_folder
+    from s2clip.names import match_name
+    from s2clip.published.catalogue import get_method
     from s2clip.results.visualize import overlay
 
-    writable_folder(output)
     with usage_errors():
+        refine, method = match_name("refine", refine, ("none", "sam")), get_method(method).name
         picture, truth = scenes.generate(scene)
+    writable_folder(output)
     source = output / f"scene-{scene}.input.png"
     encoded = BytesIO()
     Image.fromarray(picture).save(encoded, "PNG")
     with whole_file(source) as handle:
         handle.write(encoded.getvalue())
     start = time.perf_counter()
-    segmenter = load_segmenter({"model": "tiny"}, method=method, refine=refine)
+    regions = {"regions": "sam"} if get_method(method).uses_regions else {}
+    segmenter = load_segmenter({"model": "tiny", **regions}, method=method, refine=refine)
     segmenter.set_classes(scenes.CLASSES)
     loading = 1000 * (time.perf_counter() - start)
     result = segmenter(source)
@@ -52,6 +56,8 @@ def demo(scene: int, method: str, refine: str, output: Path, as_json: bool, show
     record |= {name: (labels.cpu().numpy() == truth).mean().round(4).item() for name, labels in maps.items()}
     if as_json:
         say(json.dumps(record, allow_nan=False))
+        return
+    if not show_progress:
         return
     head = f"scene {scene}, {record['width']}x{record['height']}, model tiny, method {method}, refinement {refine}\n"
     click.echo(head)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2clip.cli.console import bar, say, usage_errors
 from s2clip.errors import first_few, reject
+from s2clip.names import match_name
 
 if TYPE_CHECKING:
     from s2clip.cluster.pool import Cluster
@@ -31,9 +32,7 @@ class Run(NamedTuple):
 
 def chosen_cluster(engine: dict[str, Any], device: str | None) -> "Cluster | None":
     """None for this process. `ValueError` for options that do not go together."""
-    name = engine["engine"]
-    if name not in ENGINES:
-        reject("--engine", " or ".join(ENGINES), repr(name))
+    name = match_name("engine", engine["engine"], ENGINES)
     if name == "local":
         for option in ("address", "workers", "gpus_per_worker", "column", "id_column"):
             if option not in engine:

@@ -1,26 +1,24 @@
 """`s2clip evaluate`: methods side by side on the embedded scenes or on a benchmark."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from s2clip.cli.benchmark import Run, announce, evaluate_methods, evaluate_own, evaluate_predictions
-from s2clip.cli.console import load_segmenter, progress, usage_errors
+from s2clip.cli.console import usage_errors
+from s2clip.cli.effects import refuse_beside, refuse_without_effect
 from s2clip.cli.engines import chosen_cluster, refuse_for_cluster
 from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
 from s2clip.cli.options import engine_options, model_options, output_options
 from s2clip.cli.program import ValueFailure
+from s2clip.cli.scenes import SCENES, SCENES_LIMIT, ScenesRun, evaluate_scenes
 from s2clip.cli.segment import class_names
 from s2clip.evaluation.ranks import parse_shard
 
 if TYPE_CHECKING:
     from s2clip.cli.benchmark import MethodRun
     from s2clip.evaluation.own import OwnData
-
-SCENES = "scenes"
-SCENES_LIMIT = 200
 
 
 @click.command(cls=OptionsCommand)
@@ -46,7 +44,12 @@ SCENES_LIMIT = 200
 @click.option("--shard", metavar="I/N", help="Part I of N, from 0; the last one to end writes the result.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score the label PNGs of this folder instead.")
 @click.option("--save-predictions", is_flag=True, help="Also write the label PNGs.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of all results; default: out/evaluate.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of all results; default: out/evaluate; of scenes: none, they are printed.",
+)
 @engine_options
 @model_options
 @output_options
@@ -95,11 +98,19 @@ def evaluate(
             given |= {SCENES: dataset == SCENES}
             refuse_for_cluster({name: [value] if value else [] for name, value in given.items()})
     runs = _runs(methods or ("s2clip",), stages, refinements)
+    with usage_errors():
+        if predictions is not None:
+            refuse_beside("--predictions", (*model_settings, "stages", "refinements", "save_predictions"))
+        refuse_without_effect([(one.method, one.refine) for one in runs], model_settings)
     if dataset == SCENES:
-        for name, value in {**run, "predictions": predictions, "limit": None}.items():
-            if value:
+        for name in ("data", "shard", "save_predictions", "predictions"):
+            if predictions if name == "predictions" else run[name]:
                 raise ValueFailure(f"--{name.replace('_', '-')}: not of {SCENES}, which are painted as they are scored")
-        _scenes(runs, ablate, run["limit"], seed or 0, model_settings, as_json, show_progress)
+        if run["resume"] and run["output"] is None:
+            raise ValueFailure("--resume: of scenes goes with -o FOLDER, where an earlier run wrote")
+        limit = SCENES_LIMIT if run["limit"] is None else run["limit"]
+        kept = ScenesRun(limit, seed or 0, run["output"], run["resume"], show_progress)
+        evaluate_scenes(kept, runs, ablate, model_settings, as_json)
         return
     if seed is not None:
         raise ValueFailure(f"--seed: of {SCENES} only")
@@ -162,30 +173,3 @@ def _runs(methods: tuple[str, ...], stages: tuple[str, ...], refinements: tuple[
                 get_method(method, **STAGES[stage])
                 runs += [MethodRun(method, stage, refine) for refine in dict.fromkeys(refinements)]
     return runs
-
-
-def _scenes(
-    runs: "list[MethodRun]",
-    ablate: bool,
-    limit: int | None,
-    seed: int,
-    model_settings: dict[str, Any],
-    as_json: bool,
-    show_progress: bool,
-) -> None:
-    from s2clip.evaluation.scenes import ablation_table, ablations, scene_seeds, table
-    from s2clip.evaluation.scenes import evaluate as run
-
-    limit = SCENES_LIMIT if limit is None else limit
-    with usage_errors():
-        seeds = scene_seeds(seed, limit)
-    segmenters = [load_segmenter(model_settings, method=one.method, refine=one.refine, **one.fields) for one in runs]
-    if ablate:
-        refined = [one for one, chosen in zip(segmenters, runs, strict=True) if chosen.refine == "sam"]
-        segmenters += [variant for one in refined for variant in ablations(one)]
-    rows = run(segmenters, seeds, progress=lambda items: progress(items, show_progress))
-    if as_json:
-        click.echo(json.dumps({"dataset": SCENES, "rows": rows}, allow_nan=False))
-    else:
-        click.echo(f"{SCENES}: {limit} pictures of seed {seed}, model {model_settings['model']}, per cent\n")
-        click.echo(ablation_table(rows) if ablate else table(rows))

@@ -48,7 +48,14 @@ class OptionsCommand(click.Command):
                 pending -= 1
             elif current is not None:
                 words = _any_words(options[current])
-                if values and sources is not None and _is_source(token, current, words, positional, args[place + 1 :]):
+                if (
+                    values
+                    and sources is not None
+                    and (
+                        (words and _names_data(token, sources))
+                        or _is_source(token, current, words, positional, args[place + 1 :])
+                    )
+                ):
                     current = None
                     positional += 1
                 else:
@@ -84,6 +91,15 @@ def _is_source(token: str, option: str, words: bool, before: int, after: list[st
     return True
 
 
+def _names_data(token: str, sources: click.Argument) -> bool:
+    """Whether a word after a list is the name of a data set, of a command that takes some."""
+    if not (sources.metavar or "").startswith("DATA"):
+        return False
+    from s2clip.evaluation.benchmarks import DATASETS
+
+    return token == "scenes" or token.replace("-", "_") in DATASETS
+
+
 def _suffixes() -> tuple[str, ...]:
     from s2clip.pictures.images import SUFFIXES
 
@@ -106,6 +122,20 @@ def names_option(*declarations: str, **attributes: Any) -> Callable:
         return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
 
     return click.option(*declarations, **{"multiple": True, "type": Listed(), "callback": joined, **attributes})
+
+
+def classes_option(help: str) -> Callable:
+    """--classes as in segment, handed to the command as a list of entries, or None."""
+
+    def joined(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> list[str] | None:
+        from s2clip.words.lists import parse_classes
+
+        try:
+            return [entry for text in values for entry in parse_classes(text)] or None
+        except ValueError as error:
+            raise ValueFailure(f"--{error}") from None
+
+    return click.option("--classes", multiple=True, metavar="NAMES", callback=joined, help=help)
 
 
 def numbers_option(*declarations: str, **attributes: Any) -> Callable:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2clip.cli.console import load_segmenter
-from s2clip.cli.lists import OptionsCommand, names_option
+from s2clip.cli.console import load_segmenter, word_bar
+from s2clip.cli.lists import OptionsCommand, classes_option, names_option
 from s2clip.cli.options import model_options
 from s2clip.cli.report import Report, data_options, reporting
+from s2clip.values import counted
 
 if TYPE_CHECKING:
     from s2clip.analysis.pictures import Picture
@@ -29,7 +30,7 @@ TERMS_SHOWN = ("qk", "qq", "kk", "vv")
 @names_option("--method", "methods", default=("s2clip",), show_default=True, help="Of the heat maps.")
 @click.option("--stages", "staged", is_flag=True, help="Heat maps before and after each stage of the first --method.")
 @click.option("--refine", default="none", show_default=True, help="As in segment; a last stage of the heat maps.")
-@click.option("--classes", metavar="NAMES", help="As in segment; default: those of the data.")
+@classes_option("As in segment; default: those of the data.")
 @names_option("--show", metavar="CLASS", help="Classes of the heat maps; default: the 4 largest.")
 @model_options
 @data_options
@@ -43,7 +44,7 @@ def features(
     methods: tuple[str, ...],
     staged: bool,
     refine: str,
-    classes: str | None,
+    classes: list[str] | None,
     show: tuple[str, ...],
     model_settings: dict[str, Any],
     request: dict[str, Any],
@@ -73,7 +74,8 @@ def features(
                 raise ValueError("--near needs --classes")
             for one in segmenters.values():
                 if names is not None:
-                    one.set_classes(names, background=None if classes else data.background)
+                    background, shown = None if classes else data.background, word_bar(report.show_progress)
+                    one.set_classes(names, background=background, progress=shown)
             for name, picture in _named(report, data):
                 maps = _maps(picture, chosen, models, first, model_settings)
                 if near is not None:
@@ -84,7 +86,7 @@ def features(
                     _draw_colours(report, name, picture, maps)
                 if names is not None:
                     _draw_classes(report, name, picture, segmenters, staged, show)
-        report.tell([f"{len(report.files)} figure{'' if len(report.files) == 1 else 's'}"])
+        report.tell([counted(len(report.files), "figure")])
 
 
 def _pair(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, Any] | None:

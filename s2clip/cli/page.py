@@ -34,6 +34,8 @@ MEGAPIXELS = 24
 """Larger pictures are refused unread: one visitor's 70 megapixels would keep all others waiting."""
 SECONDS = 20.0
 WAITING = 30
+SMALL = 1e-4
+"""Of all pixels: less is the rounding of the shares."""
 HOVER_SIDE = 96
 """Rows and columns of the grid that names are shown by under the pointer."""
 TINY = (
@@ -52,6 +54,7 @@ CSS = """
 .s2clip-legend i {display: inline-block; width: 14px; height: 14px; border-radius: 3px; margin-right: 6px;
   vertical-align: -2px}
 .s2clip-legend small {opacity: .65}
+.s2clip-legend .s2clip-none {background: #fff; outline: 1px solid #999; outline-offset: -1px}
 """
 
 
@@ -214,7 +217,7 @@ def first_word(result: Result, index: int) -> str:
 
 
 def legend(result: Result) -> str:
-    """Colour, name and share of each class, the largest first."""
+    """Colour, name and share of each class, the largest first; last the share that belongs to none."""
     colours = class_colours(len(result.classes)).tolist()
     present = sorted(((share, -index) for index, share in enumerate(result.shares.values()) if share), reverse=True)
     rows = [
@@ -222,6 +225,8 @@ def legend(result: Result) -> str:
         f"<small>{100 * share:.1f} %</small></span>"
         for share, index in present
     ]
+    if (none := 1 - sum(result.shares.values())) > SMALL:
+        rows.append(f'<span><i class="s2clip-none"></i>no class <small>{100 * none:.1f} %</small></span>')
     return f'<div class="s2clip-legend">{"".join(rows)}</div>'
 
 

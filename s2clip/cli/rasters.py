@@ -11,7 +11,7 @@ import click
 from s2clip.cli.console import bar, say
 from s2clip.cli.lists import numbers_option
 from s2clip.cli.options import decorated, gathered
-from s2clip.errors import first_few
+from s2clip.errors import ImageError, first_few
 from s2clip.results.geo import FORMATS
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Rasters:
             found = []
         if pictures and not found and (self._given or self.only):
             option = f"--format {self.only[0]}" if self.only else f"--{self._given[0].replace('value_range', 'range')}"
-            raise ValueError(f"{option}: is of rasters (a TIFF with a place on the ground), and there is none")
+            raise ValueError(f"{option}: is of rasters (a TIFF with a place on the ground, a VRT), and there is none")
         return found
 
     def record(self) -> dict[str, Any]:
@@ -94,8 +94,15 @@ class Rasters:
 
     def done(self, folder: "OutputFolder", raster: Path) -> bool:
         """Whether an earlier run of the same settings wrote all its files."""
+        from s2clip.pictures.virtual_rasters import files_of, is_virtual
+
         before = folder.record_of(raster)
-        return before is not None and before.get("asked") == self.record() and folder.has(raster, self.formats)
+        if before is None or before.get("asked") != self.record() or not folder.has(raster, self.formats):
+            return False
+        try:
+            return before.get("parts", []) == _states(files_of(raster) if is_virtual(raster) else ())
+        except (ImageError, OSError):
+            return False
 
     def segment(
         self,
@@ -111,9 +118,9 @@ class Rasters:
         """Segment one; returns its record."""
         from s2clip.rasters import Raster, segment_raster
 
-        state = os.stat(raster)
-        plan = {"settings": folder.digest, "source_state": [state.st_size, state.st_mtime_ns]}
         with Raster(raster, self.rendering) as opened:
+            states = _states(opened.files)
+            plan = {"settings": folder.digest, "source_state": states}
             record = segment_raster(
                 segmenter,
                 opened,
@@ -127,7 +134,12 @@ class Rasters:
                 names=names,
                 progress=bar(show_progress),
             )
-        return {**record, "asked": self.record()}
+        return {**record, "asked": self.record(), "parts": states[1:]}
+
+
+def _states(files: Iterable[Path]) -> list[list[int]]:
+    """What tells a file from the one that it was."""
+    return [[found.st_size, found.st_mtime_ns] for found in map(os.stat, files)]
 
 
 def _pairs(option: str, text: str | None) -> tuple[tuple[float, float], ...] | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from s2clip.analysis.pictures import Picture, PictureSet
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
+KINDS = click.Choice(FIGURE_FORMATS, case_sensitive=False)
 
 
 @dataclass
@@ -105,7 +106,7 @@ def data_options(command: Callable) -> Callable:
         click.option("--limit", type=int, help="Pictures of each DATA; default: 100 scenes, else all."),
         click.option("--seed", default=0, show_default=True, help="Which scenes; none of them was trained on."),
         click.option("-o", "--output", default="out/analysis", show_default=True, type=click.Path(path_type=Path)),
-        click.option("--format", "suffix", default="png", type=click.Choice(FIGURE_FORMATS), help="Of the figures."),
+        click.option("--format", "suffix", default="png", type=KINDS, help="Of the figures."),
     ]
     names = ("sources", "data", "limit", "seed", "output", "suffix", "as_json", "show_progress")
     return output_options(decorated(gathered(command, "request", names), options))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from s2clip.cli.console import load_segmenter, progress, say, usage_errors
+from s2clip.cli.console import load_segmenter, progress, say, usage_errors, word_bar
 from s2clip.cli.effects import refuse_without_effect
 from s2clip.cli.engines import Run, by_cluster, chosen_cluster, chosen_shards, refuse_for_cluster
 from s2clip.cli.features import NAME as FEATURES
@@ -21,7 +21,9 @@ from s2clip.cli.options import engine_options, model_options, output_options, sh
 from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
 from s2clip.cli.video import parted, segment_film, video_options
-from s2clip.errors import ImageError, OutputError, reject
+from s2clip.errors import ImageError, OutputError
+from s2clip.names import match_name
+from s2clip.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ def segment(
     with usage_errors():
         source = click.get_current_context().get_parameter_source("formats")
         asked_formats = source is not None and source.name != "DEFAULT"
+        formats = tuple(name.casefold() for name in formats)
         features = FEATURES in formats
         formats = tuple(name for name in formats if name != FEATURES)
         chosen = check_formats(usable_formats(formats, asked_formats), others=(FEATURES, *ONLY_RASTERS))
@@ -121,8 +124,7 @@ def segment(
                 f"--max-seconds-per-picture: expected seconds up to a day, received {max_seconds_per_picture:g}"
             )
         rasters = Rasters(raster_settings, formats, asked_formats, round(max_megapixels * 1e6))
-        if per not in PER:
-            reject("--per", "region or class", repr(per))
+        per = match_name("per", per, PER)
         runs = [name for name in chosen if name in DATASETS]
         if resume and runs:
             raise ValueError(
@@ -162,7 +164,7 @@ def segment(
         writable_folder(output)
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)
         with usage_errors():
-            segmenter.set_classes(words.classes, background=background_id)
+            segmenter.set_classes(words.classes, background=background_id, progress=word_bar(show_progress))
         folder.settle(segmenter.settings, segmenter.classes, background_id)
         todo = [
             (picture, stem)
@@ -215,7 +217,7 @@ def segment(
                 done.append(record)
                 failures += [(film, problem)] if problem else []
                 if not as_json and show_progress:
-                    say(f"{film}: {record['frames']} frames -> {', '.join(record['files'].values())}")
+                    say(f"{film}: {counted(record['frames'], 'frame')} -> {', '.join(record['files'].values())}")
         except KeyboardInterrupt:
             say(f"{asked - len(todo) + len(done)} of {asked} pictures are done; --resume does the others", err=True)
             raise

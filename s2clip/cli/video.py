@@ -9,6 +9,7 @@ import click
 
 from s2clip.cli.console import bar, say
 from s2clip.cli.options import decorated, gathered
+from s2clip.values import counted
 
 if TYPE_CHECKING:
     from s2clip.segmenter import Segmenter
@@ -86,7 +87,7 @@ def segment_film(
                 raise
             problem = str(error).removeprefix(f"{source}: ")
         except KeyboardInterrupt:
-            say(f"{source}: {done} frames are done", err=True)
+            say(f"{source}: {counted(done, 'frame')} done", err=True)
             if not source.startswith("webcam:"):
                 raise
         finally:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from s2clip.errors import DatasetError
 from s2clip.evaluation.benchmarks import Benchmark
+from s2clip.values import counted
 
 
 class Problem(NamedTuple):
@@ -153,7 +154,7 @@ def wrong_count(found: Scan) -> Iterator[Problem]:
         where = found.split.path if found.split else found.pictures.folder
         fewer = "figures are not comparable with published ones"
         fix = fewer if count < facts.images else "remove what does not belong"
-        yield Problem(where, f"{count} pictures, {facts.title} has {facts.images}", fix)
+        yield Problem(where, f"{counted(count, 'picture')}, {facts.title} has {facts.images}", fix)
 
 
 def _why_empty(listing: Listing) -> str:

@@ -14,6 +14,7 @@ from s2clip.evaluation.datasets import Sample
 from s2clip.evaluation.metrics import IGNORE
 from s2clip.pictures.images import SUFFIXES
 from s2clip.pictures.label_maps import picture_size, read_label_map
+from s2clip.values import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,8 +128,7 @@ def open_own(
         (maps, pictures, f"in {labels} without a picture in {images}"),
     ):
         if alone := sorted(ours.keys() - others.keys()):
-            files = f"{len(alone)} file{'s' * (len(alone) > 1)}"
-            logger.warning("left out %s %s: %s", files, what, first_few(alone, SHOWN))
+            logger.warning("left out %s %s: %s", counted(len(alone), "file"), what, first_few(alone, SHOWN))
     samples = tuple(Sample(name.replace("/", "--"), pictures[name], maps[name]) for name in names)
     return OwnData(
         _name(Path(images)), Path(images), tuple(classes), background, samples, first_id, tuple(map(int, ignored))

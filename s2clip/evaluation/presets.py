@@ -62,9 +62,9 @@ class Preset:
             options["refine_options"] = refinement
         return options
 
-    def set_classes(self, segmenter: "Segmenter") -> "Segmenter":
-        """Ask for the published words as they are, those that stand in two classes too."""
-        return segmenter.set_classes(self.prompts, background=self.background, allow_repeats=True)
+    def set_classes(self, segmenter: "Segmenter", **more: Any) -> "Segmenter":
+        """Ask for the published words as they are, those that stand in two classes too. more: its `progress`."""
+        return segmenter.set_classes(self.prompts, background=self.background, allow_repeats=True, **more)
 
 
 def preset(method: str, dataset: str, model: str = BASE) -> Preset:

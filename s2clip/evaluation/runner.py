@@ -159,7 +159,7 @@ def run_chunks(
                 "pictures": scored,
                 "seconds": round(seconds, 6),
                 "stages_ms": _rounded(milliseconds | _stages(items, answered)),
-                "peak_mib": _peak(answers.device),
+                "peak_mib": peak_mib(answers.device),
             }
             written = writer.submit(_write, log, line, items, answered, predictions)
             bar.update(len(items))
@@ -233,7 +233,7 @@ def _rounded(milliseconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in milliseconds.items()}
 
 
-def _peak(device: torch.device) -> dict[str, float]:
+def peak_mib(device: torch.device) -> dict[str, float]:
     """The most memory this process has held so far: of the host, and of the device if there is one."""
     peak = {}
     if resource is not None:

@@ -31,37 +31,55 @@ def scene_seeds(seed: int, limit: int) -> list[int]:
     return [SCENES_PER_SEED * seed + index for index in range(limit)]
 
 
+class Column:
+    """What one segmenter has answered so far. done: the scenes that count already."""
+
+    def __init__(self) -> None:
+        count = len(scenes.CLASSES)
+        self.matrix = torch.zeros(count, count, dtype=torch.int64)
+        self.seconds, self.stages, self.done = 0.0, Counter[str](), set[int]()
+
+    def add(self, seed: int, matrix: torch.Tensor, seconds: float, stages: Mapping[str, float]) -> None:
+        """The answer to one scene: its confusion matrix, seconds of the call, and the milliseconds of its stages."""
+        self.matrix += matrix
+        self.seconds += seconds
+        self.stages.update(stages)
+        self.done.add(seed)
+
+
 def evaluate(
-    segmenters: Sequence[Any], seeds: Sequence[int], *, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    segmenters: Sequence[Any],
+    seeds: Sequence[int],
+    *,
+    columns: Sequence[Column] | None = None,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> list[dict[str, Any]]:
     """One row per segmenter: {"method", "stage", "refine", "miou", "pixel_accuracy", "per_class": {name: iou},
     "ms_per_image", "ms_per_stage": {stage: ms}}.
 
     Figures are per cent; a class that occurs neither in the scenes nor in the answers has None. Every scene is given to
     all segmenters in turn, so that a slow minute of the machine slows them alike; the time is that of the call, from
-    pixels to labels, without painting the scene, after one call that does not count.
+    pixels to labels, without painting the scene, after one call that does not count. columns: where the answers of each
+    segmenter go, and which of them are there already.
     """
-    count = len(scenes.CLASSES)
-    matrices = [torch.zeros(count, count, dtype=torch.int64) for _ in segmenters]
-    seconds = [0.0 for _ in segmenters]
-    stages: list[Counter[str]] = [Counter() for _ in segmenters]
-    for segmenter in segmenters:
+    columns = [Column() for _ in segmenters] if columns is None else columns
+    pairs = list(zip(segmenters, columns, strict=True))
+    for segmenter, column in pairs:
         segmenter.set_classes(scenes.CLASSES)
-        segmenter(scenes.generate(seeds[0])[0])
-    for seed in progress(seeds):
+        if not column.done.issuperset(seeds):
+            segmenter(scenes.generate(seeds[0])[0])
+    for seed in progress([seed for seed in seeds if any(seed not in column.done for column in columns)]):
         picture, labels = scenes.generate(seed)
         target = torch.from_numpy(labels)
-        for index, segmenter in enumerate(segmenters):
+        for segmenter, column in pairs:
+            if seed in column.done:
+                continue
             start = time.perf_counter()
             result = segmenter(picture)
             answer = result.segmentation.cpu()
-            seconds[index] += time.perf_counter() - start
-            stages[index].update(result.timings)
-            matrices[index] += confusion_matrix(answer, target, count)
-    return [
-        _row(segmenter, matrix, 1000 * duration / len(seeds), {name: ms / len(seeds) for name, ms in spent.items()})
-        for segmenter, matrix, duration, spent in zip(segmenters, matrices, seconds, stages, strict=True)
-    ]
+            seconds = time.perf_counter() - start
+            column.add(seed, confusion_matrix(answer, target, len(scenes.CLASSES)), seconds, result.timings)
+    return [_row(segmenter, column) for segmenter, column in pairs]
 
 
 def ablations(segmenter: Any) -> list[Any]:
@@ -69,7 +87,8 @@ def ablations(segmenter: Any) -> list[Any]:
     return [segmenter.with_refinement(**switches) for switches in ABLATIONS.values()]
 
 
-def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapping[str, float]) -> dict[str, Any]:
+def _row(segmenter: Any, column: Column) -> dict[str, Any]:
+    matrix, count = column.matrix, len(column.done)
     per_class = (100 * intersection_over_union(matrix)).tolist()
     return {
         "method": segmenter.method.name,
@@ -80,8 +99,8 @@ def _row(segmenter: Any, matrix: torch.Tensor, milliseconds: float, stages: Mapp
         "per_class": {
             name: round(iou, 2) if iou == iou else None for name, iou in zip(scenes.CLASSES, per_class, strict=True)
         },
-        "ms_per_image": round(milliseconds, 2),
-        "ms_per_stage": {name: round(value, 3) for name, value in stages.items()},
+        "ms_per_image": round(1000 * column.seconds / count, 2),
+        "ms_per_stage": {name: round(value / count, 3) for name, value in column.stages.items()},
     }
 
 

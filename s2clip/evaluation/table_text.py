@@ -5,6 +5,7 @@ from itertools import groupby
 
 from s2clip.evaluation.report import duration
 from s2clip.evaluation.tables import FAILED, NO_DATA, NO_METHOD, Cell, Row, Table, average
+from s2clip.values import counted
 
 ABSENT = "-"
 
@@ -44,7 +45,7 @@ def listing(table: Table, cells: Sequence[Cell]) -> str:
         }
         text += [f"  {_settings(common)}", f"  {row.preset(own[0].dataset).source}"]
         for cell, one in zip(own, settings, strict=True):
-            there = f"  [{len(cell.data)} pictures]" if cell.data else ""
+            there = f"  [{counted(len(cell.data), 'picture')}]" if cell.data else ""
             changes = _settings({key: value for key, value in one.items() if key not in common})
             text.append(
                 f"    {cell.dataset:<12}reported {_as_reported(cell.reported) or ABSENT:>5}  {changes}{there}".rstrip()
@@ -84,7 +85,9 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
             remarks.append(f"{name}: {where}: {(reason or '').splitlines()[0]}")
     for cell in cells:
         if cell.failures:
-            remarks.append(f"{cell.row.name}: {cell.dataset}: {len(cell.failures)} pictures failed, {cell.failures[0]}")
+            remarks.append(
+                f"{cell.row.name}: {cell.dataset}: {counted(len(cell.failures), 'picture')} failed, {cell.failures[0]}"
+            )
     return remarks if len(remarks) > 1 else []
 
 

@@ -11,11 +11,13 @@ from typing import NamedTuple
 from s2clip.errors import first_few
 from s2clip.files import place
 from s2clip.pictures.images import SUFFIXES
+from s2clip.values import counted
 
 KINDS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), "RAW"),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), "video"),
+    ".vrt": "mosaic of rasters",
     **dict.fromkeys((".jxl", ".svg", ".psd", ".exr", ".hdr", ".tga", ".ico", ".dcm", ".pdf"), "other picture format"),
 }
 """What people take for pictures in a folder and what is not read."""
@@ -144,7 +146,7 @@ def _in_folder(folder: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], 
     notes = [f"{count} {kind}" for kind, count in sorted(others.items())]
     if folders:
         hint = "a link" if recursive else "--recursive takes them"
-        notes.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} ({first_few(folders, SHOWN)}; {hint})")
+        notes.append(f"{counted(len(folders), 'folder')} ({first_few(folders, SHOWN)}; {hint})")
     return listed, ", ".join(notes)
 
 

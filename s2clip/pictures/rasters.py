@@ -1,7 +1,8 @@
 """Orthophotos and other rasters of any size, a window at a time, by rasterio (extra `geo`).
 
-A raster is a TIFF that says where it lies, or one with more pixels than a picture may have. What a pixel means is
-decided once for the whole raster, never by window: bands, the values that become black and white, where there is none.
+A raster is a TIFF that says where it lies, or one with more pixels than a picture may have, or a mosaic of TIFFs
+(.vrt). What a pixel means is decided once for the whole raster, never by window: bands, the values that become black
+and white, where there is none.
 """
 
 import logging
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s2clip.errors import ImageError, MissingExtraError, reject
-from s2clip.pictures import tiff
+from s2clip.pictures import tiff, virtual_rasters
 from s2clip.pictures.decoding import TIFF_MARKS, opened
+from s2clip.pictures.samples import turned
 from s2clip.pictures.windows import Box
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ CACHE = 64
 """MB that GDAL keeps of decoded blocks; its own default is a twentieth of the machine's memory."""
 STRIP = 512
 """Rows that are read at once where the whole raster is reduced, a tile of most files."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Values of the orientation tag whose rows are the picture's columns."""
 PHASE = 0.25
 """Origins are whole pixels or half ones, as programs count them; a cut between those tells the same of both."""
 
@@ -49,7 +53,10 @@ AS_IT_SAYS = Rendering()
 
 
 def is_raster(path: str | os.PathLike, max_pixels: int) -> bool:
-    """Whether a file is a TIFF with a geotransform or more than `max_pixels` pixels; False for what cannot be read."""
+    """Whether a file is a TIFF with a geotransform or more than `max_pixels` pixels, or a virtual raster; False for
+    what cannot be read."""
+    if virtual_rasters.is_virtual(path):
+        return True
     try:
         with opened(os.fspath(path)) as handle:
             if handle.read(4) not in TIFF_MARKS:
@@ -87,7 +94,8 @@ class Raster:
     """An open raster; a context manager.
 
     Attributes:
-        height, width: in pixels.   crs: of rasterio, or None.   transform: (column, row) → map, an `affine.Affine`.
+        height, width: in pixels, upright.   crs: of rasterio, or None.   transform: (column, row) → map, an
+            `affine.Affine`.   files: what it is read from, a mosaic and its parts.
         anchor: (row, column) of the first pixel in the grid of all pixels of this size that the map's origin begins.
         bands, ranges: what `rendering` came to; ranges None: bytes as they stand.
     """
@@ -99,10 +107,12 @@ class Raster:
         from rasterio.errors import NotGeoreferencedWarning
 
         self.name = os.fspath(path)
-        self._environment = rasterio.Env(GDAL_CACHEMAX=CACHE)
+        parts = virtual_rasters.files_of(path) if virtual_rasters.is_virtual(path) else []
+        self.files = (Path(path), *parts)
+        self._environment = rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_VRT_ENABLE_PYTHON="NO")
         with self._environment, _said(self.name), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            self._file = rasterio.open(self.name, driver="GTiff")
+            self._file = rasterio.open(self.name, driver="VRT" if parts else "GTiff")
         try:
             self._settle(rendering)
         except BaseException:
@@ -111,11 +121,10 @@ class Raster:
 
     def _settle(self, rendering: Rendering) -> None:
         file = self._file
-        with open(self.name, "rb") as handle:
-            turned = tiff.directory(handle, os.fstat(handle.fileno()).st_size, any_kind=True).orientation
-        if turned not in (0, 1):
-            raise ImageError(f"{self.name}: a raster that is turned by its orientation tag ({turned}) is not read")
         self.height, self.width, self.crs, self.transform = file.height, file.width, file.crs, file.transform
+        self._orientation = self._turned()
+        if self._orientation in SIDEWAYS:
+            self.height, self.width = self.width, self.height
         self.anchor = _anchor(file.transform)
         self.bands = _bands(file, rendering.bands)
         self._colours = self._palette()
@@ -125,6 +134,18 @@ class Raster:
         self.ranges = None
         if self._colours is None and not (types == {"uint8"} and rendering[1:] == (None, None)):
             self.ranges = self._ranges(rendering)
+
+    def _turned(self) -> int:
+        """The value of the orientation tag by which pixels are turned upright. Where the ground says which way is up
+        the tag is not heeded, as no program for maps does."""
+        if len(self.files) > 1:
+            return 1
+        with open(self.name, "rb") as handle:
+            found = tiff.directory(handle, os.fstat(handle.fileno()).st_size, any_kind=True).orientation
+        if found in (0, 1) or (self.crs is None and self.transform.is_identity):
+            return found
+        logger.warning("%s: lies on the ground as stored; its orientation tag (%d) is not heeded", self.name, found)
+        return 1
 
     def __enter__(self) -> "Raster":
         return self
@@ -136,12 +157,18 @@ class Raster:
         """(uint8 [h,w,3], bool [h,w] whether there is a value); pixels without one get the mean of the others."""
         from rasterio.windows import Window
 
-        place = Window(box.left, box.top, box.right - box.left, box.bottom - box.top)
-        return self._render(window=place)
+        box = _as_stored(box, (self.height, self.width), self._orientation)
+        return self._upright(window=Window(box.left, box.top, box.right - box.left, box.bottom - box.top))
 
     def reduced(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
         """The whole raster as `read` gives it, at most `longest` pixels a side, every so many pixels one."""
-        return self._render(out_shape=reduced_size(self.height, self.width, longest))
+        return self._upright(out_shape=reduced_size(self._file.height, self._file.width, longest))
+
+    def _upright(self, **place: Any) -> tuple[np.ndarray, np.ndarray]:
+        picture, valid = self._render(**place)
+        if self._orientation in (0, 1):
+            return picture, valid
+        return np.ascontiguousarray(turned(picture, self._orientation)), turned(valid, self._orientation)
 
     def _render(self, **place: Any) -> tuple[np.ndarray, np.ndarray]:
         values, valid = self._samples(**place)
@@ -175,13 +202,13 @@ class Raster:
         """
         from rasterio.windows import Window
 
-        rows = (np.arange(height) * self.height + self.height // 2) // height
-        columns = (np.arange(width) * self.width + self.width // 2) // width
+        rows = (np.arange(height) * self._file.height + self._file.height // 2) // height
+        columns = (np.arange(width) * self._file.width + self._file.width // 2) // width
         strips = rows // STRIP
         parts = []
         for strip in np.unique(strips):
             own = rows[strips == strip]
-            place = Window(0, int(own[0]), self.width, int(own[-1] - own[0]) + 1)
+            place = Window(0, int(own[0]), self._file.width, int(own[-1] - own[0]) + 1)
             values, valid = self._read(window=place)
             parts.append((values[:, own - own[0]][..., columns], valid[own - own[0]][:, columns]))
         return np.concatenate([one for one, _ in parts], 1), np.concatenate([one for _, one in parts])
@@ -208,7 +235,7 @@ class Raster:
             if len(rendering.ranges) not in (1, count):
                 reject("range", f"one pair LOW,HIGH or {count}", len(rendering.ranges))
             return rendering.ranges * (count // len(rendering.ranges))
-        values, valid = self._samples(out_shape=reduced_size(self.height, self.width, SEEN))
+        values, valid = self._samples(out_shape=reduced_size(self._file.height, self._file.width, SEEN))
         if not valid.any():
             raise ImageError(f"{self.name}: holds no valid pixel")
         found = []
@@ -249,6 +276,16 @@ def _bands(file: Any, asked: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(kinds.index(kind) + 1 for kind in ("red", "green", "blue"))
     colours = [number for number, kind in enumerate(kinds, 1) if kind != "alpha"]
     return tuple(colours[:3]) if len(colours) >= 3 else tuple(colours[:1] or [1])
+
+
+def _as_stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Where the pixels of a box of the upright raster of `size` are stored: `samples.turned` the other way round."""
+    (height, width), (top, left, bottom, right) = size, box
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    return Box(left, top, right, bottom) if orientation in SIDEWAYS else Box(top, left, bottom, right)
 
 
 def _anchor(transform: Any) -> tuple[int, int]:

@@ -16,6 +16,8 @@ MAX_SCANS = 100
 PLAIN_BYTES, PLAIN_METADATA, PLAIN_SCANS, PLAIN_SEGMENTS = 64 * MIB, MIB, 20, 2000
 PLAIN_CHUNKS = 100_000
 PLAIN_PIXELS = 80_000_000  # below Pillow's own warning, at 89.5 million
+RUN_PIXELS = 128
+"""Of a BMP of run lengths, for each byte: a run of at most 255 takes two."""
 BYTES_PER_PIXEL = 8
 """Of a plain file: four samples of 16 bits, uncompressed."""
 PLAIN_LIMIT = MIB + BYTES_PER_PIXEL * PLAIN_PIXELS
@@ -67,6 +69,9 @@ def examine(kind: str, data: bytes, whole: int) -> Structure:
     # a JPEG 2000 can ask for a block of memory per pixel
     structure = walk(data) if walk is not None else Structure(kind, plain=kind in ("WEBP", "AVIF"))
     pixels = structure.size[0] * structure.size[1] if structure.size else PLAIN_PIXELS
+    if kind == "BMP" and structure.size and pixels > MIB + RUN_PIXELS * whole:
+        # what no run covers is filled byte by byte: 32 s of a file of a hundred bytes whose header says 134 megapixels
+        raise Unusable("truncated or damaged: too few run lengths for its pixels")
     plain = structure.plain and len(data) == whole and whole <= MIB + BYTES_PER_PIXEL * pixels <= PLAIN_LIMIT
     return structure if plain == structure.plain else Structure(**{**vars(structure), "plain": plain})
 
@@ -165,7 +170,10 @@ def _bmp(data: bytes) -> Structure:
     compression = struct.unpack_from("<I", data, 30)[0] if len(data) >= 34 and data[14] >= 40 else 0
     if compression in (4, 5):
         raise Unusable("a BMP that holds a JPEG or PNG is not read: save it as that")
-    return Structure("BMP", plain=compression not in (1, 2))  # run lengths are read by Python, at 1 MB a second
+    if compression not in (1, 2):
+        return Structure("BMP", plain=True)
+    width, height = struct.unpack_from("<ii", data, 18)
+    return Structure("BMP", plain=False, size=(abs(width), abs(height)))  # Python reads run lengths, at 1 MB a second
 
 
 def _ppm(data: bytes) -> Structure:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from s2clip.errors import OutputError, first_few, reject
 from s2clip.files import Together, writable_folder, writing
+from s2clip.names import meant
 from s2clip.results.colours import png_palette
 from s2clip.results.formats import DATASETS, open_datasets
 from s2clip.results.formats.labelme import labelme_bytes
@@ -305,10 +306,12 @@ def check_formats(formats: Sequence[str], others: Sequence[str] = ()) -> tuple[s
 
     others: formats that are not of pictures, to be named where one is unknown.
     """
-    formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
+    asked = [formats] if isinstance(formats, str) else formats
+    formats = tuple(dict.fromkeys(name.casefold() if isinstance(name, str) else name for name in asked))
+    valid = (*FORMATS, *DATASETS, *others)
     for name in formats:
         if name not in FORMATS and name not in DATASETS:
-            reject("formats", f"some of {', '.join((*FORMATS, *DATASETS, *others))}", repr(name))
+            reject("formats", f"some of {', '.join(valid)}", repr(name) + meant(name, valid))
         if name in DATASETS:
             DATASETS[name].check(name)
     if "coco" in formats and find_spec("pycocotools") is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from s2clip.errors import first_few, reject
+from s2clip.values import counted
 
 COMMAS = ",，、،﹐︐﹑"
 """What parts classes, beside line ends and tabs: commas of all scripts."""
@@ -108,7 +109,7 @@ def key(word: str) -> str:
 def understood(classes: Sequence[str]) -> str:
     """ "3 classes: 0 sky, 1 house; hut, 2 tree"."""
     shown = first_few([f"{index} {name}" for index, name in enumerate(classes)], SHOWN)
-    return f"{len(classes)} class{'' if len(classes) == 1 else 'es'}: {shown}"
+    return f"{counted(len(classes), 'class')}: {shown}"
 
 
 def remarks(classes: Sequence[str], *, every_pixel: bool = True) -> list[str]:

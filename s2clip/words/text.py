@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -138,13 +138,19 @@ class TextEncoder:
         self.__dict__.update(state, _lock=threading.Lock())
 
     @sheltered()
-    def __call__(self, words: Sequence[str], templates: str | tuple[str, ...] = "imagenet80") -> Tensor:
-        """[Q, C] float32, unit rows in the order of `words`."""
+    def __call__(
+        self,
+        words: Sequence[str],
+        templates: str | tuple[str, ...] = "imagenet80",
+        *,
+        progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    ) -> Tensor:
+        """[Q, C] float32, unit rows in the order of `words`. progress: gives the words on, as a bar of tqdm does."""
         patterns = resolve_templates(templates)
         key, latest = (tuple(words), patterns), self._latest
         if latest is None or latest[0] != key:  # one picture after the other asks for the same words
             alike: dict[tuple[tuple[int, ...], ...], Tensor] = {}
-            latest = self._latest = key, torch.stack([self._word(word, patterns, alike) for word in words])
+            latest = self._latest = key, torch.stack([self._word(word, patterns, alike) for word in progress(words)])
         return latest[1]
 
     def _word(self, word: str, patterns: tuple[str, ...], alike: dict[tuple[tuple[int, ...], ...], Tensor]) -> Tensor:

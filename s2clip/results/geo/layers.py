@@ -53,8 +53,9 @@ def write_layers(
                     lines = _features(shapes, fields, ground)
                     text.write((",\n" if count else "\n").encode() + ",\n".join(lines).encode())
                 count += len(rows)
-            if temporary is not None and not count:
-                _append(temporary, [], _fields([], names, ground), ground, new=True)
+            if temporary is not None and gpkg is not None and not count:
+                with written_by_others(gpkg):
+                    _append(temporary, [], _fields([], names, ground), ground, new=True)
             if text is not None:
                 text.write(b"\n]}\n")
         if temporary is not None and gpkg is not None:
