@@ -91,8 +91,9 @@ class Segmenter(Predictor):
             model: CLIP, "tiny" (embedded), "ViT-B-16", "ViT-L-14", "ViT-H-14", "MetaCLIP-B-16" or "MetaCLIP-L-14".
             vfm: vision foundation model, loaded only where the method uses one; None: "tiny-dino" with model "tiny",
                 else the one the method was published with, "dino-b8" mostly.
-            refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the same
-                as published, region by region on the host, to compare with (needs scikit-image, extra `trident`);
+            refine: what follows the coarse map: "none"; "sam", SAM's masks for all regions at once; "trident", the
+                same region by region on the host, to compare with (needs scikit-image, extra `trident`); the published
+                computation with `refine_options={"faithful": True}`, in either;
                 "sam+sd", Stable Diffusion's self-attention first and SAM after it (needs the extra `diffusion`).
             sam: "sam-tiny", "sam-vit-b", "sam-vit-l" or "sam-vit-h", loaded to refine or for a method that uses one;
                 None: "sam-tiny" with model "tiny", else "sam-vit-b".

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve
-from small_models import LAYERS, PATCH, picture
+from small_models import LAYERS, PATCH, picture, small_sam
 
 from s2clip import ops, scenes
 from s2clip.analysis.consistency import semantic_consistency
@@ -20,6 +20,8 @@ from s2clip.analysis.patches import patch_labels
 from s2clip.analysis.pictures import IGNORE, Picture, find_pictures, own_pictures, scene_pictures
 from s2clip.analysis.separability import ClassMoments, separability, window_labels
 from s2clip.backbones.clip import load_clip
+from s2clip.backbones.sam import SamFeatures
+from s2clip.backbones.sam_attention import encode_with_attention, value_features
 from s2clip.published.catalogue import get_method
 from s2clip.segmenter import Segmenter
 
@@ -206,6 +208,20 @@ def test_consistency_is_that_of_all_pairs_sorted(clip, vfm):
         assert curve.pairs == sum(map(len, alike))
     assert found.average_precision.shape == (1, LAYERS + 1)
     assert len(found.rows()[1]) == LAYERS + 1
+
+
+def test_a_sam_also_has_the_values_of_its_last_attention(clip):
+    """Their cosines are the mean of the heads', by which Trident joins cells."""
+    sam = SamFeatures(small_sam(), name="sam-small")
+    found = semantic_consistency({"a": labelled(1)}, clip, {"sam": sam}, layers=[1], short_side=0)
+    assert found.features == ("CLIP 1", "sam", "sam last values")
+    images = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    features = value_features(sam.model, images)[0]
+    _, attention, _ = encode_with_attention(sam.model, images[0])
+    heads = torch.nn.functional.normalize(attention.value.unflatten(1, attention.grid)[:, :6, :8].flatten(1, 2), dim=-1)
+    assert features.shape[:2] == (6, 8)
+    unit = torch.nn.functional.normalize(features.flatten(0, 1), dim=1)
+    torch.testing.assert_close(unit @ unit.T, (heads @ heads.mT).mean(0), rtol=0, atol=1e-6)
 
 
 def test_consistency_needs_labels(clip):

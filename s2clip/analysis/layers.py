@@ -70,11 +70,18 @@ def picture_maps(
 ) -> dict[str, Tensor]:
     """Maps [h,w,C] of one picture uint8 [3,H,W]: "CLIP l" for each layer, and each VFM's under its name.
 
+    A SAM has two: its own, and "<name> last values", the values of its last attention, by which Trident joins cells.
     Every map covers the whole picture; a VFM's grid is its own.
     """
     images = prepare(pixels, clip, short_side)
     maps = {layer_name(layer): tokens[0] for layer, tokens in layer_maps(clip, images, layers).items()}
-    return maps | {name: vfm_features(vfm, images, clip)[0] for name, vfm in (vfms or {}).items()}
+    for name, vfm in (vfms or {}).items():
+        maps[name] = vfm_features(vfm, images, clip)[0]
+        if hasattr(getattr(vfm, "model", None), "image_encoder"):
+            from s2clip.backbones.sam_attention import value_features
+
+            maps[f"{name} last values"] = value_features(vfm.model, images)[0]
+    return maps
 
 
 def layer_name(layer: int) -> str:

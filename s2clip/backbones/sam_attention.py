@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -56,6 +57,22 @@ def encode_with_attention(sam: Sam, image: Tensor) -> tuple[Tensor, LastAttentio
     attention = _project(last.attn, last.norm1(x)[0])
     embedding = encoder.neck(last(x).permute(0, 3, 1, 2)).float()
     return embedding, attention, size
+
+
+def value_features(sam: Sam, images: Tensor) -> Tensor:
+    """v̂ of the last block's heads side by side: images [B,3,H,W] in [0,1] → [B,h,w,heads·d], at least fp32.
+
+    Each head's vectors have length 1, so that cosines of these features are the mean over heads of v̂^a_i · v̂^a_j, which
+    Trident's correlation is cut by. The h×w cells lie inside the picture, as there.
+    """
+    maps = []
+    for image in images:
+        _, attention, inner = encode_with_attention(sam, image)
+        cell = sam.image_encoder.patch_embed.proj.kernel_size[0]
+        value = attention.value.to(torch.promote_types(attention.value.dtype, torch.float32))
+        unit = F.normalize(value, dim=-1).transpose(0, 1).flatten(1).unflatten(0, attention.grid)
+        maps.append(unit[: max(inner[0] // cell, 1), : max(inner[1] // cell, 1)])
+    return torch.stack(maps)
 
 
 def _project(attention: torch.nn.Module, tokens: Tensor) -> LastAttention:

@@ -64,7 +64,7 @@ def level_features(clip: CLIPBackbone, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def crop_features(clip: CLIPBackbone, image: Tensor, crop: int, stride: int, max_batch: int) -> Tensor:
-    """Features of overlapping windows as one picture's: image [3,H,W] → [L,C,N] fp32, not normalised.
+    """Features of overlapping windows as one picture's: image [3,H,W] → [L,C,N], at least fp32, not normalised.
 
     U·B, U the unit features of the windows averaged on the patch grid, B their attention averaged over the windows that
     hold both patches, rows divided by their sums. Logits are linear in the features: as many products as there are
@@ -77,8 +77,9 @@ def crop_features(clip: CLIPBackbone, image: Tensor, crop: int, stride: int, max
     boxes = window_boxes(image.shape[1], image.shape[2], crop, stride)
     rows, columns = image.shape[1] // patch, image.shape[2] // patch
     cells = torch.arange(rows * columns, device=image.device).view(rows, columns)
-    total = torch.zeros(clip.layers, clip.embed_dim, rows * columns, device=image.device)
-    pairs = torch.zeros(rows * columns, rows * columns, device=image.device)
+    kind = {"dtype": torch.promote_types(clip.dtype, torch.float32), "device": image.device}
+    total = torch.zeros(clip.layers, clip.embed_dim, rows * columns, **kind)
+    pairs = torch.zeros(rows * columns, rows * columns, **kind)
     hits, pair_hits = torch.zeros_like(pairs[0]), torch.zeros_like(pairs)
     for start in range(0, len(boxes), max_batch):
         part = boxes[start : start + max_batch]
