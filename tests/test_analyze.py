@@ -344,7 +344,7 @@ def test_pictures_that_fail_are_listed_and_the_others_analysed(run, tmp_path):
     (tmp_path / "b.png").write_bytes(b"nothing")
     result = run("entropy", "a.png", "b.png", "c.png", "--layers", 1)
     assert result.exit_code == 1
-    assert "(1 pictures)" in result.stdout
+    assert "(1 picture)" in result.stdout
     assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == ["c.png", "b.png"]
     nothing = run("entropy", "c.png")
     assert nothing.exit_code == 1

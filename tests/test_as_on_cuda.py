@@ -112,7 +112,7 @@ def test_all_tensors_meet_on_the_device_and_nobody_waits_but_for_counts(name, re
             method=dataclasses.replace(RECIPES["tiny"], short_side=64).adapt(METHODS[name]),
         )
         segmenter.__dict__["settings"] = {}  # the weights' hashes need values
-        segmenter._remark = lambda words, own: None  # so does a look for words with equal vectors, once per list
+        segmenter._remark = lambda words, own, progress: None  # so does looking for equal vectors, once per list
         segmenter.set_classes(ENTRIES, background="sky")
         pixels = torch.zeros(3, 94, 125, dtype=torch.uint8)
         group = [Picture(pixels, f"{index}.png", 1.0, staged=pixels) for index in range(2)]

@@ -227,7 +227,7 @@ def test_saved_predictions_need_no_model(run, trees, tmp_path, monkeypatch):
         (["voc21", "--data", "{root}", "--seed", "1"], "--seed: of scenes only"),
         (["voc21", "--data", "{root}", "--ablate"], "--ablate needs --refine sam"),
         (["voc21", "--data", "{root}", "--predictions", ".", "--method", "clip"], "give it without --method"),
-        (["scenes", "--resume"], "--resume: not of scenes"),
+        (["scenes", "--resume"], "--resume: of scenes goes with -o FOLDER"),
         (["scenes", "--save-predictions"], "--save-predictions: not of scenes"),
     ],
 )

@@ -37,7 +37,7 @@ def page(tmp_path_factory):
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: server.poll() is not None or answers(address), seconds=120)
+        until(lambda: server.poll() is not None or answers(address), seconds=300)
         assert server.poll() is None, (folder / "log").read_text()
         yield address
     finally:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 import urllib.request
 import zipfile
 
@@ -125,70 +124,6 @@ def test_a_picture_of_70_megapixels_is_refused_in_one_line(browser, page_log, tm
     words = "large.jpg: 10000x7000 is 70.0 megapixels, over the limit of 24"
     until(lambda: any(words in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
     assert "Traceback" not in page_log.read_text()
-
-
-def open_settings(browser) -> None:
-    press(browser, "Method, threshold")
-    until(lambda: browser.find_elements(By.XPATH, "//label[.//span[contains(., 'Pixels under it become')]]"))
-
-
-def slide(browser, label: str, value: str) -> None:
-    """Type into the field beside a slider, and leave it."""
-    path = f"//*[contains(@class, 'block')][.//*[normalize-space()='{label}']]//input[@type='number']"
-    box = until(lambda: browser.find_elements(By.XPATH, path))[-1]
-    box.send_keys(Keys.CONTROL, "a")
-    box.send_keys(value, Keys.TAB)
-
-
-def legend_of(browser) -> str:
-    found = browser.find_elements(By.CSS_SELECTOR, "#overlay .s2clip-legend")
-    return found[0].text if found else ""
-
-
-def test_opacity_threshold_and_background_change_what_is_shown(browser, expected):
-    pick_example(browser)
-    type_into(browser, "Classes", WORDS)
-    press(browser)
-    first = until(lambda: source(browser, "overlay"))
-    slide(browser, "Opacity", "1")
-    until(lambda: source(browser, "overlay") not in (None, first))
-    full = overlay(expected.image, expected.segmentation, expected.classes, legend=False, opacity=1)
-    assert np.array_equal(picture(source(browser, "overlay")), np.asarray(full))
-    open_settings(browser)
-    slide(browser, "Threshold of the score", "1")
-    press(browser)
-    until(lambda: "no class 100.0 %" in " ".join(legend_of(browser).split()))
-    type_into(browser, "Pixels under it become", "hut")
-    press(browser)
-    until(lambda: "house 100.0 %" in " ".join(legend_of(browser).split()))
-    type_into(browser, "Pixels under it become", "boat")
-    press(browser)
-    words = "background: expected one of sky, house; hut, tree"
-    until(lambda: any(words in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
-    assert errors(browser) == []
-
-
-def test_a_large_upload_does_not_keep_the_next_visitor_waiting(browser, page, tmp_path):
-    """Two visitors at once; the first one's 70 megapixels are refused while the second one's scene is segmented."""
-    Image.effect_noise((10_000, 7_000), 50).save(tmp_path / "large.jpg")
-    field = until(lambda: browser.find_element(By.CSS_SELECTOR, "input[type='file']"))
-    field.send_keys(str(tmp_path / "large.jpg"))
-    first = browser.current_window_handle
-    browser.switch_to.new_window("tab")
-    browser.get(page)
-    pick_example(browser)
-    second = browser.current_window_handle
-    browser.switch_to.window(first)
-    until(lambda: browser.find_elements(By.CSS_SELECTOR, ".image-frame img, [data-testid='image'] img"))
-    press(browser)
-    browser.switch_to.window(second)
-    start = time.monotonic()
-    press(browser)
-    until(lambda: source(browser, "overlay"))
-    assert time.monotonic() - start < 30
-    browser.switch_to.window(first)
-    refused = "over the limit of 24"
-    until(lambda: any(refused in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
 
 
 def test_on_a_phone_nothing_is_cut_off_and_the_result_comes_into_sight(browser):
