@@ -103,6 +103,7 @@ setup(
         "radseg": TRANSFORMERS,
         "metaclip2": TRANSFORMERS,
         "eomt": TRANSFORMERS,
+        "sam2": TRANSFORMERS,
         "geo": GEO,
         "video": VIDEO,
         "heif": HEIF,

@@ -10,6 +10,7 @@ from s2clip.backbones.clip import CLIPBackbone, load_clip
 from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.sam import ALIASES as SAM_ALIASES
 from s2clip.backbones.sam import SAM_NAMES, load_sam
+from s2clip.backbones.sam2 import NAMES as SAM2_NAMES
 from s2clip.backbones.vfm import VFM_NAMES, load_vfm
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.errors import reject
@@ -21,7 +22,7 @@ from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
 from s2clip.refinement.eomt import NAMES as EOMT_NAMES
 from s2clip.refinement.eomt import load_eomt
-from s2clip.refinement.refiner import load_refiner, shared_sam
+from s2clip.refinement.refiner import check_sam, load_refiner, shared_sam
 from s2clip.refinement.regions import FROM_SAM, Regions, RegionSource, region_source
 from s2clip.refinement.settings import Refinement, check_refinement, resolve_settings
 from s2clip.words.text_cache import VectorFiles, default_folder
@@ -68,6 +69,11 @@ def load_parts(
     sam = match_name("sam", sam, SAM_NAMES, SAM_ALIASES)
     method = _adapted(method, model, geometry, fields)
     settings = resolve_settings(sam, refine_options)
+    if refine != "none":
+        check_sam(sam, refine, settings)
+    if method.uses_sam and sam in SAM2_NAMES:
+        readable = [name for name in SAM_NAMES if name not in SAM2_NAMES]
+        reject("sam", f"one of {', '.join(readable)}, whose attention {method.name} reads", repr(sam))
     if max_memory is not None:
         max_memory = memory.parse_size(max_memory)
 

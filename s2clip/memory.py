@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from s2clip.backbones.sam2 import Sam2
 from s2clip.errors import reject
 from s2clip.kernels.reference import CHUNK
 from s2clip.methods.method import Method
@@ -139,7 +140,10 @@ def load_of(models, method: Method, *, refines: bool = False) -> Load:
     blocks = getattr(getattr(vfm, "model", None), "blocks", None)
     item = clip.dtype.itemsize
     scores = 0
-    if sam is not None and (refines or method.uses_sam):
+    if isinstance(sam, Sam2) and refines:  # no scores, but a finer grid in its first blocks
+        maps = sam.encoder.config.backbone_config.hidden_size * BLOCK_MAPS
+        scores = item * (sam.frame // 4) ** 2 * maps // SAM_TENSORS
+    elif sam is not None and (refines or method.uses_sam):
         tokens = (sam.image_encoder.img_size // sam.image_encoder.patch_embed.proj.kernel_size[0]) ** 2
         scores = item * tokens**2 * sam.image_encoder.blocks[0].attn.num_heads
     return Load(

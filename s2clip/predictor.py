@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from s2clip import memory, pipeline
+from s2clip.backbones.sam2 import Sam2
+from s2clip.decision import experts
 from s2clip.decision.decided import Decision
 from s2clip.decision.graphs import GraphCache, classify
 from s2clip.encoding.encoded import Encoded
@@ -98,13 +100,15 @@ class Predictor:
         ):
             if needed and value is None:
                 reject(argument, f"{what} for method {self.method.name}", None)
+        if self.method.uses_sam and isinstance(self._models.sam, Sam2):
+            reject("sam", f"a SAM whose attention {self.method.name} reads, not SAM 2", repr(self._models.sam.name))
         self.clip, self.vfm, self.regions = clip, vfm, regions
         self.max_pixels, self.max_seconds = max_pixels, max_seconds
         self.refiner = refiner
         self._extension = resolve_extension(self.method)
         cap = None
-        if max_memory is not None and self.method.purification is not None:
-            reject("max_memory", "None with purification, whose windows are looked at together", max_memory)
+        if max_memory is not None and (self.method.purification or self.method.template_choice):
+            reject("max_memory", "None with purification or template_choice, whose maps are held whole", max_memory)
         if max_memory is not None:
             load = memory.load_of(self._models, self.method, refines=refiner is not None)
             cap = memory.Cap(memory.parse_size(max_memory), load).check()
@@ -217,6 +221,11 @@ class Predictor:
         rows = self._text((*words.words, *self._extension.extra_words), self.method.templates, progress=progress)
         return rows.double() if self.clip.dtype == torch.float64 else rows
 
+    def _by_template(self, words: Vocabulary) -> Tensor:
+        """[T,Q,C], unit rows of each template alone."""
+        rows = self._text.by_template(words.words, self.method.templates)
+        return rows.double() if self.clip.dtype == torch.float64 else rows
+
     @sheltered()
     def encode_words(self, words: Sequence[str], templates: str | tuple[str, ...] | None = None) -> Tensor:
         """[Q,C] float32, the unit vector of each word: the mean over the templates, the method's own by default.
@@ -271,6 +280,10 @@ class Predictor:
     def _decided(
         self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None, method: Method
     ) -> Decision:
+        if method.template_choice is not None:
+            apart = self._by_template(words)
+            options = {"with_scores": self.refiner is not None}
+            return experts.decide(encoded, text, apart, words.classes, words.class_index, background, method, **options)
         settings = (words.class_index, background, self._models, method)
         own_rules = (
             method.area_threshold is not None

@@ -17,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from s2clip import pipeline
+from s2clip.decision import experts
 from s2clip.decision.pixels import check_labels
 from s2clip.decision.scores import ScoreMaps
 from s2clip.encoding.encoded import Encoded
 from s2clip.errors import first_few, reject
 from s2clip.methods.method import Method
+from s2clip.methods.stages import TemplateChoice
 from s2clip.names import meant
 from s2clip.pictures.images import MAX_PIXELS, MAX_SECONDS, Source
 from s2clip.pictures.reading import Failure, Picture, read_batches
@@ -359,6 +361,19 @@ class Segmenter(Predictor):
             raise ValueError("refine: expected a Segmenter with refine='sam', 'sam+sd' or 'trident', received 'none'")
         picture = self._read_or_raise(image)
         return refine_given(self.refiner, picture, labels, scores, self.classes, self.settings)
+
+    @sheltered()
+    def choose_templates(self, images: Iterable[Source], *, count: int = 4) -> TemplateChoice:
+        """FLOSS's choice for the classes that were set, from pictures without labels: the `count` templates of each
+        that are surest of what they call it. `with_method(m, template_choice=...)` decides by it.
+
+        Raises `ValueError` where there is no picture or no class.
+        """
+        words = self._require_classes()
+        ranking = experts.Ranking(words.classes, words.class_index, self.method)
+        for image in images:
+            ranking.add(self.encode(image), self._by_template(words))
+        return ranking.choice(count)
 
     def with_method(self, method: str | Method, **fields: Any) -> "Segmenter":
         """The same models, classes and encoded words with another method, unrefined.

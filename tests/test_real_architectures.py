@@ -7,8 +7,13 @@ from small_models import picture
 
 from s2clip import Segmenter
 from s2clip.backbones.clip import CLIP_NAMES, load_clip
+from s2clip.backbones.sam import SAM_NAMES, load_sam
 from s2clip.backbones.vfm import VFM_NAMES, load_vfm
+from s2clip.methods.recipe import RECIPES
 from s2clip.published.catalogue import get_method
+from s2clip.refinement.automatic import AutomaticMasks, SamRegions
+from s2clip.refinement.refiner import Refiner
+from s2clip.refinement.settings import Refinement
 
 MODELS = [name for name in CLIP_NAMES if name != "tiny"]
 VFMS = [name for name in VFM_NAMES if name not in ("tiny-dino", "sam-tiny")]
@@ -59,6 +64,22 @@ def few_words(monkeypatch):
 def test_every_model(model, method, few_words):
     encoded = check(Segmenter.from_pretrained(model, vfm="dino-s16", method=method, **LOADING, **WINDOWS))
     assert encoded.features.shape[2:] == ((7, 10) if model.endswith("16") else (8, 11))
+
+
+@pytest.mark.parametrize("name", [name for name in SAM_NAMES if name != "sam-tiny"])
+def test_every_sam_refines_and_makes_regions(name):
+    """The wide picture has one prompt, a region of the coarse map; the regions nine."""
+    sam, clip = load_sam(name, **LOADING), load_clip("tiny", device="cpu")
+    settings = Refinement(minimal_area=1, sam_iou_threshold=-10.0)
+    refiner = Refiner(sam, settings, name=name)
+    method = RECIPES["tiny"].adapt(get_method("maskclip", templates="plain"))
+    segmenter = Segmenter(clip, method=method, refiner=refiner).set_classes("sky, house; hut, tree")
+    result = segmenter(picture(70, 96))
+    assert result.segmentation.shape == (70, 96)
+    assert result.refined is not None
+    every = AutomaticMasks(points_per_side=3, iou_threshold=-10.0, stability_threshold=0.0)
+    ids = SamRegions(sam, every, name)(picture(70, 96))
+    assert ids.shape == (70, 96)
 
 
 def test_the_papers_windows_at_full_size(vit_b16):

@@ -334,7 +334,7 @@ def test_methods_and_stages_stand_side_by_side():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--method", "gem", "--stage", "freecp"], "Method.purification: expected None for gem"),
-     (["--stage", "freecip"], "stage: expected one of none, pearl, rotation, freecp, received 'freecip'")],
+     (["--stage", "freecip"], "stage: expected one of none, pearl, rotation, freecp, floss, received 'freecip'")],
 )  # fmt: skip
 def test_a_stage_that_does_not_fit_is_a_usage_error(arguments, message):
     answer = CliRunner().invoke(main, ["evaluate", "scenes", "--limit", "1", *arguments])

@@ -24,9 +24,9 @@ class ModelRow:
     kind: str
     """"clip" (pictures and words), "vision" (`--vfm`), "masks" (`--sam`, `--regions`), "words" (text towers alone)."""
     family: str
-    """Which code runs it: clip, eva, language-radio; vit, rotary, radio; sam, eomt; siglip."""
+    """Which code runs it: clip, eva, language-radio; vit, rotary, radio; sam, sam2, eomt; siglip."""
     architecture: str
-    """Its name in open_clip, timm or segment_anything."""
+    """Its name in open_clip, timm or segment_anything; of SAM 2 that of its encoder."""
     parameters: float
     """Millions."""
     licence: str

@@ -10,7 +10,7 @@ encoder gives one vector per 16×16 pixels of the frame.
 from __future__ import annotations
 
 import collections
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +24,21 @@ from torch import Tensor, nn
 from s2clip.backbones import weights as weight_files
 from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.precision import at_least_float32, check_images, freeze, resolve_device, resolve_dtype
+from s2clip.backbones.sam2 import NAMES as SAM2_NAMES
+from s2clip.backbones.sam2 import Sam2, load_sam2
 from s2clip.backbones.vision_features import VisionFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.names import match_name
 from s2clip.shelter import sheltered
 
 ARCHITECTURES = {name: row.architecture for name, row in MODELS["masks"].items() if row.family == "sam"}
-SAM_NAMES = ("sam-tiny", *ARCHITECTURES)
+SAM_NAMES = ("sam-tiny", *ARCHITECTURES, *SAM2_NAMES)
 ALIASES = {"sam-b": "sam-vit-b", "sam-l": "sam-vit-l", "sam-h": "sam-vit-h"}
+ALIASES |= {f"sam2-{size}": f"sam2.1-{size}" for size in ("t", "s", "b+", "l")}
+
+
+AnySam = Sam | Sam2
+"""What answers prompts."""
 
 
 class Embedding(NamedTuple):
@@ -51,7 +58,7 @@ def load_sam(
     dtype: torch.dtype | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> Sam:
+) -> AnySam:
     """A frozen SAM by name, one of `SAM_NAMES`; its attribute `fingerprint` tells the weights' sha256.
 
     dtype is the image encoder's, default fp16 on CUDA and fp32 on the CPU; prompt encoder and mask decoder, 1 % of the
@@ -62,18 +69,15 @@ def load_sam(
     name = match_name("sam", name, SAM_NAMES, ALIASES)
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
+    where = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    if name in SAM2_NAMES:
+        return load_sam2(name, weights=weights, device=device, dtype=dtype, **where)
     if name == "sam-tiny":
         from s2clip.backbones import tiny_sam
 
         sam, fingerprint = weight_files.load_tiny(name, "sam", weights, tiny_sam.load_sam_model)
     else:
-        sam, fingerprint = weight_files.load(
-            name,
-            sam_model_registry[ARCHITECTURES[name]],
-            weights,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        sam, fingerprint = weight_files.load(name, sam_model_registry[ARCHITECTURES[name]], weights, **where)
     sam.fingerprint = fingerprint
     return freeze_sam(sam, device, dtype)
 
@@ -125,21 +129,45 @@ def preprocess(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return F.pad(frames, (0, frame - size[1], 0, frame - size[0])), size
 
 
-def encode_images(sam: Sam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def fitted_size(sam: AnySam, size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(h,w) that a picture of (H,W) takes of a square of `side`: SAM keeps its ratio, SAM 2 stretches it."""
+    return (side, side) if isinstance(sam, Sam2) else input_size(size, side)
+
+
+def frame_of(sam: AnySam) -> int:
+    """S, pixels of a side of the frame."""
+    return sam.frame if isinstance(sam, Sam2) else sam.image_encoder.img_size
+
+
+def mask_side(sam: AnySam) -> int:
+    """m, of mask prompts and low-resolution masks."""
+    return sam.mask_side if isinstance(sam, Sam2) else sam.prompt_encoder.mask_input_size[0]
+
+
+def encode_images(sam: AnySam, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """images [B,3,H,W] in [0,1] -> (embeddings [B,C,S/16,S/16] fp32, padding included; (H',W') as `preprocess`).
 
     One picture at a time: ViT-B's global attention holds 12 heads of 4096² scores, 0.8 GB in fp32, several times over.
     """
-    frames, size = preprocess(sam, images)
-    dtype = sam.image_encoder.patch_embed.proj.weight.dtype
     seen = getattr(sam, "seen", None)
-    encode = sam.image_encoder if seen is None else functools.partial(_encode_unseen, sam, seen)
-    embeddings = [encode(frame[None].to(dtype)).float() for frame in frames]
-    channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+    encode: Callable[[Tensor], Tensor]
+    if isinstance(sam, Sam2):
+        check_images(images)
+        frames, size, encode = sam.preprocess(at_least_float32(images)), (sam.frame, sam.frame), sam.encode
+        channels, grid = 4 * sam.channels, (sam.grid, sam.grid)
+    else:
+        frames, size = preprocess(sam, images)
+        dtype = sam.image_encoder.patch_embed.proj.weight.dtype
+        channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+
+        def encode(frame: Tensor) -> Tensor:
+            return sam.image_encoder(frame.to(dtype)).float()
+
+    embeddings = [_encode_unseen(encode, seen, frame[None]) for frame in frames]
     return torch.cat(embeddings) if embeddings else frames.new_empty(0, channels, *grid), size
 
 
-def share_embeddings(sam: Sam, pictures: int = 4) -> None:
+def share_embeddings(sam: AnySam, pictures: int = 4) -> None:
     """Let `encode_images` remember the last few frames: who asks for the same pixels again gets the same embedding.
 
     For a SAM that serves as feature extractor and refines, too. A frame and its embedding take 16 MB in fp32. They meet
@@ -148,13 +176,14 @@ def share_embeddings(sam: Sam, pictures: int = 4) -> None:
     sam.seen = collections.deque(maxlen=pictures)
 
 
-def _encode_unseen(sam: Sam, seen: collections.deque, frame: Tensor) -> Tensor:
+def _encode_unseen(encode: Callable[[Tensor], Tensor], seen: collections.deque | None, frame: Tensor) -> Tensor:
+    if seen is None:
+        return encode(frame)
     for known, embedding in seen:
         if torch.equal(known, frame):
             return embedding
-    embedding = sam.image_encoder(frame)
-    seen.append((frame, embedding))
-    return embedding
+    seen.append((frame, encode(frame)))
+    return seen[-1][1]
 
 
 class SamFeatures(VisionFeatures):

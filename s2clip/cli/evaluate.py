@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 @click.option("--threshold", type=float, help="Of the best score of a pixel; with --background.")
 @names_option("--method", "methods", help="One or several; default: s2clip.")
 @names_option(
-    "--stage", "stages", default=("none",), show_default=True, help="One or several: none, pearl, rotation, freecp."
+    "--stage",
+    "stages",
+    default=("none",),
+    show_default=True,
+    help="One or several: none, pearl, rotation, freecp, floss.",
 )
 @names_option("--refine", "refinements", default=("none",), show_default=True, help="One or several.")
 @click.option("--ablate", is_flag=True, help="Also --refine sam without each of its parts.")

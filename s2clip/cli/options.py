@@ -11,7 +11,7 @@ import click
 from s2clip.backbones.model_table import MODELS
 from s2clip.cli.console import LineHandler
 
-SAMS = [name for name, row in MODELS["masks"].items() if row.family == "sam"]
+SAMS = [name for name, row in MODELS["masks"].items() if row.family in ("sam", "sam2")]
 _MODELS = {
     "model": click.option(
         "--model",

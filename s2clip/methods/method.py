@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from s2clip.errors import reject
 from s2clip.methods.needs import Needs
-from s2clip.methods.stages import FIELDS, KeyRotation, Propagation, Purification
+from s2clip.methods.stages import FIELDS, KeyRotation, Propagation, Purification, TemplateChoice
 from s2clip.values import is_real, is_whole
 
 TERMS = tuple(x + y for x in "qkv" for y in "qkv")
@@ -111,6 +111,9 @@ class Method:
     """The cosines flow along the picture before the softmax (PEARL's second step)."""
     purification: Purification | None = None
     """Classes that are not there are dropped before the decision (FreeCP)."""
+
+    template_choice: TemplateChoice | None = None
+    """Each class by the templates that are sure of it (FLOSS)."""
 
     extension: Needs | None = None
     """What the fields above cannot say, with settings of its own: see `s2clip.published.extension`."""
@@ -215,6 +218,11 @@ class Method:
         self._require(not turned or self.terms != (), "key_rotation", f"None for {self.name}, which has no attention")
         shared = self.purification is None or self.extension is None
         self._require(shared, "purification", f"None for {self.name}, whose windows are its own")
+        if self.template_choice is not None:
+            self._require(self.extension is None, "template_choice", f"None for {self.name}, whose decision is its own")
+            others = (self.propagation, self.purification, self.area_threshold, self.pamr_iterations or None)
+            alone = others == (None,) * len(others)
+            self._require(alone, "template_choice", "None with propagation, purification, area_threshold or PAMR")
 
     @property
     def uses_vfm(self) -> bool:

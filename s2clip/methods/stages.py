@@ -86,16 +86,42 @@ class Purification(Stage):
             self._number(field, 0, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemplateChoice(Stage):
+    """FLOSS's choice of templates (Benigmim et al. 2025): see `s2clip.decision.experts`."""
+
+    count: int = 4
+    """[top_n] >= 1: templates of a class, those of lowest entropy."""
+    chosen: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    """Classes, each with the numbers of its templates, as `Segmenter.choose_templates` gives them; None: of every
+    picture its own."""
+
+    def __post_init__(self) -> None:
+        self._number("count", 1, whole=True)
+        fits = self.chosen is None or all(
+            isinstance(name, str) and all(is_whole(number) and number >= 0 for number in numbers)
+            for name, numbers in self.chosen
+        )
+        if not fits:
+            reject("TemplateChoice.chosen", "None or (class, numbers of templates) of each class", repr(self.chosen))
+
+
 STAGES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "none": MappingProxyType({}),
         "pearl": MappingProxyType({"propagation": Propagation()}),
         "rotation": MappingProxyType({"key_rotation": KeyRotation()}),
         "freecp": MappingProxyType({"purification": Purification()}),
+        "floss": MappingProxyType({"template_choice": TemplateChoice()}),
     }
 )
 """Name → fields of `Method`."""
-FIELDS = {"key_rotation": KeyRotation, "propagation": Propagation, "purification": Purification}
+FIELDS = {
+    "key_rotation": KeyRotation,
+    "propagation": Propagation,
+    "purification": Purification,
+    "template_choice": TemplateChoice,
+}
 
 
 def stage_name(method: Any) -> str:

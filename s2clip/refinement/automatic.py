@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
-from s2clip.backbones.sam import encode_images, share_embeddings
+from s2clip.backbones.sam import AnySam, encode_images, frame_of, share_embeddings
+from s2clip.backbones.sam2 import NAMES as SAM2_NAMES
 from s2clip.errors import reject
 from s2clip.refinement.decoder import THREE_MASKS, decode_masks
 from s2clip.refinement.prompts import Prompts
@@ -64,6 +64,7 @@ class AutomaticMasks:
 # Shortly trained, and less sure of a point than of a box. CorrCLIP with these masks makes 84 mIoU on scenes 300 to 319,
 # with thresholds of 0.5 75 and of 0.3 67, because a wrong mask costs all of its pixels.
 RECIPES = {"sam-tiny": AutomaticMasks(points_per_side=12, iou_threshold=0.6, stability_threshold=0.6)}
+RECIPES |= dict.fromkeys(SAM2_NAMES, AutomaticMasks(iou_threshold=0.8))  # the default of SAM 2's own generator
 
 
 def resolve_automatic(sam: str, options: AutomaticMasks | Mapping[str, Any] | None) -> AutomaticMasks:
@@ -88,7 +89,7 @@ class Masks(NamedTuple):
 
 
 @sheltered()
-def generate_masks(sam: Sam, picture: Tensor, settings: AutomaticMasks) -> tuple[Masks, tuple[int, int]]:
+def generate_masks(sam: AnySam, picture: Tensor, settings: AutomaticMasks) -> tuple[Masks, tuple[int, int]]:
     """uint8 [3,H,W] → (its masks, (H',W') of the picture in SAM's frame)."""
     size = (picture.shape[1], picture.shape[2])
     features, input_size = encode_images(sam, picture.to(sam.device)[None].float() / 255)
@@ -104,7 +105,7 @@ def generate_masks(sam: Sam, picture: Tensor, settings: AutomaticMasks) -> tuple
     return Masks(*(column[kept] for column in masks)), input_size
 
 
-def paint(masks: Masks, sam: Sam, input_size: tuple[int, int], size: tuple[int, int], large_on_top: bool) -> Tensor:
+def paint(masks: Masks, sam: AnySam, input_size: tuple[int, int], size: tuple[int, int], large_on_top: bool) -> Tensor:
     """Ids int64 [H,W]: 1..R by the order of painting, 0 where no mask is. Large masks first unless `large_on_top`."""
     ids = torch.zeros(size, dtype=torch.int64, device=masks.logits.device)
     order = masks.area.argsort(descending=not large_on_top, stable=True)
@@ -116,9 +117,9 @@ def paint(masks: Masks, sam: Sam, input_size: tuple[int, int], size: tuple[int, 
     return ids
 
 
-def at_full_size(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], sam: Sam) -> Iterator[Tensor]:
+def at_full_size(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], sam: AnySam) -> Iterator[Tensor]:
     """[R,m,m] → parts [r,H,W] of what they are at the picture's size, in order."""
-    frame = sam.image_encoder.img_size
+    frame = frame_of(sam)
     for part in logits.split(max(1, PIXELS // max(frame**2, size[0] * size[1]))):
         padded = F.interpolate(part[:, None], (frame, frame), mode="bilinear", align_corners=False)
         yield F.interpolate(
@@ -138,7 +139,7 @@ def _stable(
     predicted_iou: Tensor,
     input_size: tuple[int, int],
     size: tuple[int, int],
-    sam: Sam,
+    sam: AnySam,
     settings: AutomaticMasks,
 ) -> Masks:
     """Those of R masks that are stable and not empty, with their boxes and areas."""
@@ -158,7 +159,7 @@ def _stable(
 class SamRegions:
     """Region ids of pictures by SAM's automatic masks: a `RegionSource`."""
 
-    def __init__(self, sam: Sam, settings: AutomaticMasks, name: str = "") -> None:
+    def __init__(self, sam: AnySam, settings: AutomaticMasks, name: str = "") -> None:
         """sam: from `load_sam`; it remembers the last pictures, for whoever asks for their embeddings again."""
         self.sam, self.settings, self.name = sam, settings, name
         if getattr(sam, "seen", None) is None:

@@ -1,7 +1,8 @@
 """Prompts to low-resolution masks: SAM's prompt encoder and mask decoder for prompts of several pictures at once.
 
 segment_anything's own forward repeats one picture's embedding for all prompts and makes four masks of which one is
-used. Here every prompt picks its embedding, and only the masks that are asked for. Its submodules do the work.
+used. Here every prompt picks its embedding, and only the masks that are asked for. Its submodules do the work; those of
+SAM 2: `s2clip.refinement.sam2_decoder`.
 """
 
 import logging
@@ -11,7 +12,10 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from torch import Tensor
 
+from s2clip.backbones.sam import AnySam
+from s2clip.backbones.sam2 import Sam2
 from s2clip.refinement.prompts import Prompts
+from s2clip.refinement.sam2_decoder import Sam2Networks
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ ONE_MASK, THREE_MASKS = slice(0, 1), slice(1, 4)
 """Of SAM's mask tokens: the one for prompts that leave no doubt, and those for whole, part and part of a part."""
 
 
-def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = False) -> tuple[Tensor, Tensor]:
+def decode(sam: AnySam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = False) -> tuple[Tensor, Tensor]:
     """Embeddings [B,C,g,g] of the pictures and R prompts → (mask logits [R,m,m], predicted IoU [R]), fp32.
 
     One mask a prompt; faithful: see `embed_masks`.
@@ -66,30 +70,45 @@ def decode(sam: Sam, embeddings: Tensor, prompts: Prompts, *, faithful: bool = F
 
 
 def decode_masks(
-    sam: Sam, embeddings: Tensor, prompts: Prompts, masks: slice, *, faithful: bool = False
+    sam: AnySam, embeddings: Tensor, prompts: Prompts, masks: slice, *, faithful: bool = False
 ) -> tuple[Tensor, Tensor]:
     """As `decode`, for these of SAM's mask tokens: (logits [R,k,m,m], predicted IoU [R,k]).
 
     In batches of what memory allows, or of `sam.most_prompts` where a memory cap set it; a batch that does not fit
     after all is halved.
     """
-    encoder = sam.prompt_encoder
+    networks = Sam2Networks(sam) if isinstance(sam, Sam2) else SamNetworks(sam, faithful)
     if not len(prompts):
-        count = masks.stop - masks.start
-        return embeddings.new_empty(0, count, *encoder.mask_input_size), embeddings.new_empty(0, count)
-    tokens = embed_prompts(encoder, prompts)
-    position = encoder.get_dense_pe()
+        count, side = masks.stop - masks.start, networks.mask_side
+        return embeddings.new_empty(0, count, side, side), embeddings.new_empty(0, count)
+    tokens = networks.tokens(prompts)
 
     def run(part: slice) -> tuple[Tensor, Tensor]:
-        source = embeddings[prompts.image_index[part]]
-        if prompts.masks is None:
-            source += encoder.no_mask_embed.weight[:, :, None, None]
-        else:
-            source += embed_masks(encoder, prompts.masks[prompts.mask_index[part]], faithful)
-        return _decode_batch(sam.mask_decoder, source, position, tokens[part], masks)
+        hints = None if prompts.masks is None else prompts.masks[prompts.mask_index[part]]
+        return networks.decode(embeddings[prompts.image_index[part]], hints, tokens[part], masks)
 
     most = min(batch_size(embeddings), getattr(sam, "most_prompts", MOST_PROMPTS))
     return _in_batches(len(prompts), most, run)
+
+
+class SamNetworks:
+    """SAM's own. faithful: see `embed_masks`."""
+
+    def __init__(self, sam: Sam, faithful: bool) -> None:
+        self.encoder, self.decoder, self.faithful = sam.prompt_encoder, sam.mask_decoder, faithful
+        self.mask_side: int = sam.prompt_encoder.mask_input_size[0]
+
+    def tokens(self, prompts: Prompts) -> Tensor:
+        """[R,k,C] of points and boxes."""
+        return embed_prompts(self.encoder, prompts)
+
+    def decode(self, source: Tensor, hints: Tensor | None, tokens: Tensor, masks: slice) -> tuple[Tensor, Tensor]:
+        """source [n,C,g,g], a picture's embedding for each prompt, which is overwritten; hints [n,m,m] or None."""
+        if hints is None:
+            source += self.encoder.no_mask_embed.weight[:, :, None, None]
+        else:
+            source += embed_masks(self.encoder, hints, self.faithful)
+        return _decode_batch(self.decoder, source, self.encoder.get_dense_pe(), tokens, masks)
 
 
 def _decode_batch(

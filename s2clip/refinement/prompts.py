@@ -3,7 +3,7 @@
 Algorithm 4 of the source around Algorithm 3, with one labelling of the whole class map in place of one per class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,9 @@ from s2clip.errors import reject
 from s2clip.ops import Components
 from s2clip.pictures.windows import nearest
 from s2clip.refinement.settings import Refinement
+
+Fit = Callable[[tuple[int, int], int], tuple[int, int]]
+"""A picture's (H,W) and the side of a square → what the picture takes of it."""
 
 
 class Regions(NamedTuple):
@@ -119,17 +122,20 @@ def make_prompts(
     mask_side: int,
     settings: Refinement,
     image_index: int = 0,
+    fit: Fit = input_size,
 ) -> Prompts:
     """Regions of a picture that SAM saw at `size` → prompts in its frame of `frame` pixels, masks of `mask_side`."""
     device = scores.device
     half = tuple(regions.labels.shape)
-    height, width = input_size(half if settings.faithful else size, frame)
+    height, width = fit(half if settings.faithful else size, frame)
     factor = torch.tensor([width / half[1], height / half[0]]).to(device, non_blocking=True)
     classes = torch.tensor(regions.counts, dtype=torch.int64).to(device, non_blocking=True)
     return Prompts(
         boxes=regions.components.box * factor.repeat(2) if settings.use_box else None,
         points=regions.components.point * factor if settings.use_point else None,
-        masks=mask_prompts(scores, regions.classes, half, size, mask_side, settings) if settings.use_mask else None,
+        masks=mask_prompts(scores, regions.classes, half, size, mask_side, settings, fit)
+        if settings.use_mask
+        else None,
         mask_index=torch.arange(len(classes), device=device).repeat_interleave(classes, output_size=len(regions)),
         image_index=torch.full((len(regions),), image_index, dtype=torch.int64, device=device),
     )
@@ -142,9 +148,10 @@ def mask_prompts(
     size: tuple[int, int],
     side: int,
     settings: Refinement,
+    fit: Fit = input_size,
 ) -> Tensor:
-    """[n,side,side]: τ_m·P_c where P_c > τ_c, else 0; long side to `side` (bilinear), zeros right and below."""
-    height, width = input_size(size, side)
+    """[n,side,side]: τ_m·P_c where P_c > τ_c, else 0; fitted as the picture (bilinear), zeros right and below."""
+    height, width = fit(size, side)
     prompts = torch.zeros(len(classes), side, side, device=scores.device)
     start = 0
     for group in scores.chunks(classes, scores.largest(half)):

@@ -9,8 +9,11 @@ from typing import Any
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from s2clip.backbones.sam import Embedding, encode_images, load_sam, share_embeddings
+from s2clip.backbones.sam import AnySam, Embedding, encode_images, load_sam, share_embeddings
+from s2clip.backbones.sam2 import NAMES as SAM2_NAMES
+from s2clip.backbones.sam2 import Sam2
 from s2clip.decision.scores import ScoreMaps
+from s2clip.errors import reject
 from s2clip.refinement import sam as together
 from s2clip.refinement import trident
 from s2clip.refinement.settings import Refinement
@@ -26,7 +29,7 @@ class Refiner:
 
     def __init__(
         self,
-        sam: Sam,
+        sam: AnySam,
         settings: Refinement,
         *,
         refine: str = "sam",
@@ -38,6 +41,7 @@ class Refiner:
 
         diffusion: a `DiffusionAffinity` on SAM's device, which smooths the scores before SAM is asked.
         """
+        check_sam(sam.name if isinstance(sam, Sam2) else name, refine, settings)
         self.sam, self.settings, self.refine, self.name = sam, settings, refine, name
         self.diffusion = diffusion
         if compile:
@@ -45,7 +49,7 @@ class Refiner:
                 "compiling SAM's image encoder: the first picture waits one to several minutes for it, in every new "
                 "process; worth it from some hundred pictures on"
             )
-            sam.image_encoder.compile(dynamic=False)
+            (sam.encoder if isinstance(sam, Sam2) else sam.image_encoder).compile(dynamic=False)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class Refiner:
         """The same SAM with some settings replaced."""
         other = copy.copy(self)
         other.settings = dataclasses.replace(self.settings, **options)
+        check_sam(self.sam.name if isinstance(self.sam, Sam2) else "", self.refine, other.settings)
         return other
 
     @sheltered()
@@ -80,8 +85,19 @@ class Refiner:
         """Coarse maps [H,W] with their scores → refined ones, all pictures together."""
         if not labels:
             return []
-        run = trident.refine if self.refine == "trident" else together.refine
-        return run(self.sam, embeddings, labels, scores, self.settings, watch or Stopwatch(self.sam.device))
+        what = (embeddings, labels, scores, self.settings, watch or Stopwatch(self.sam.device))
+        if self.refine == "trident":
+            assert isinstance(self.sam, Sam), "the constructor has looked"
+            return trident.refine(self.sam, *what)
+        return together.refine(self.sam, *what)
+
+
+def check_sam(name: str, refine: str, settings: Refinement) -> None:
+    """Raise ValueError where SAM 2 is asked for what was published for SAM."""
+    if name in SAM2_NAMES and refine == "trident":
+        reject("refine", f"'sam' or 'sam+sd' with {name}", repr(refine))
+    if name in SAM2_NAMES and settings.faithful:
+        reject("Refinement.faithful", f"False with {name}: Trident's code has SAM", True)
 
 
 def load_refiner(
@@ -90,7 +106,7 @@ def load_refiner(
     *,
     refine: str = "sam",
     vfm: Any = None,
-    sam: Sam | None = None,
+    sam: AnySam | None = None,
     compile: bool = False,
     diffusion: Any = None,
     diffusion_model: str | None = None,

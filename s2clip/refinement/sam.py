@@ -1,14 +1,14 @@
 """`refine="sam"`: all regions of all classes of several pictures at once. Algorithm 4 of the source on our ops."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from s2clip import ops
-from s2clip.backbones.sam import Embedding
+from s2clip.backbones.sam import AnySam, Embedding, fitted_size, frame_of, mask_side
 from s2clip.decision.scores import ScoreMaps, half_size
 from s2clip.pictures.windows import nearest
 from s2clip.refinement.decoder import decode
@@ -22,7 +22,7 @@ NEVER = -1e4
 
 
 def refine(
-    sam: Sam,
+    sam: AnySam,
     embeddings: Sequence[Embedding],
     labels: Sequence[Tensor],
     scores: Sequence[ScoreMaps],
@@ -36,7 +36,7 @@ def refine(
     because P_c·σ ≤ max_c P_c.
     """
     found, prompts = [], []
-    frame, side = sam.image_encoder.img_size, sam.prompt_encoder.mask_input_size[0]
+    frame, side, fit = frame_of(sam), mask_side(sam), functools.partial(fitted_size, sam)
     for image, coarse in enumerate(labels):
         with watch("components"):
             size = (coarse.shape[0], coarse.shape[1])
@@ -44,7 +44,7 @@ def refine(
             found.append((find_regions(coarse, source, settings), source))
         with watch("prompts"):
             seen = size if settings.faithful else embeddings[image].made_from or size
-            prompts.append(make_prompts(*found[-1], seen, frame, side, settings, image_index=image))
+            prompts.append(make_prompts(*found[-1], seen, frame, side, settings, image_index=image, fit=fit))
     with watch("decoder"):
         together = _together(prompts)
         prompts.clear()  # as large as the masks

@@ -127,6 +127,7 @@ class TextEncoder:
         self.capacity = capacity
         self.files = files
         self._latest: tuple[tuple, Tensor] | None = None
+        self._latest_apart: tuple[tuple, Tensor] | None = None
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -151,6 +152,17 @@ class TextEncoder:
         if latest is None or latest[0] != key:  # one picture after the other asks for the same words
             alike: dict[tuple[tuple[int, ...], ...], Tensor] = {}
             latest = self._latest = key, torch.stack([self._word(word, patterns, alike) for word in progress(words)])
+        return latest[1]
+
+    @sheltered()
+    def by_template(self, words: Sequence[str], templates: str | tuple[str, ...] = "imagenet80") -> Tensor:
+        """[T, Q, C] float32, unit rows of every template alone; those of the last words are kept, in memory only."""
+        patterns = resolve_templates(templates)
+        key, latest = (tuple(words), patterns), self._latest_apart
+        if latest is None or latest[0] != key:
+            prompts = [pattern.replace("{}", word) for pattern in patterns for word in words]
+            rows = F.normalize(self.clip.encode_text(prompts).float(), dim=-1)
+            latest = self._latest_apart = key, rows.unflatten(0, (len(patterns), len(words)))
         return latest[1]
 
     def _word(self, word: str, patterns: tuple[str, ...], alike: dict[tuple[tuple[int, ...], ...], Tensor]) -> Tensor:
