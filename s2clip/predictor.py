@@ -281,9 +281,7 @@ class Predictor:
         self, encoded: Encoded, text: Tensor, words: Vocabulary, background: int | None, method: Method
     ) -> Decision:
         if method.template_choice is not None:
-            apart = self._by_template(words)
-            options = {"with_scores": self.refiner is not None}
-            return experts.decide(encoded, text, apart, words.classes, words.class_index, background, method, **options)
+            return self._by_experts(encoded, text, words, background, method, with_scores=self.refiner is not None)
         settings = (words.class_index, background, self._models, method)
         own_rules = (
             method.area_threshold is not None
@@ -307,6 +305,19 @@ class Predictor:
             size=encoded.size,
         )
         return Decision(labels, confidence, None)
+
+    def _by_experts(
+        self,
+        encoded: Encoded,
+        text: Tensor,
+        words: Vocabulary,
+        background: int | None,
+        method: Method,
+        *,
+        with_scores: bool,
+    ) -> Decision:
+        classes = (words.classes, words.class_index, background)
+        return experts.decide(encoded, text, self._by_template(words), *classes, method, with_scores=with_scores)
 
 
 def _own(tensor: Tensor) -> Tensor:

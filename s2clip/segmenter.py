@@ -337,8 +337,12 @@ class Segmenter(Predictor):
         """
         _check_encoded("scores", encoded)
         words, number = self._chosen(classes, background)
-        settings = words.class_index, number, self._models, self.method
-        maps = self._extension.decide(encoded, self._rows(words), *settings, with_scores=True).scores
+        text, settings = self._rows(words), (words.class_index, number, self._models, self.method)
+        if self.method.template_choice is not None:
+            decision = self._by_experts(encoded, text, words, number, self.method, with_scores=True)
+        else:
+            decision = self._extension.decide(encoded, text, *settings, with_scores=True)
+        maps = decision.scores
         assert maps is not None, "asked for above"
         return maps
 

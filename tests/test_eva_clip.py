@@ -90,6 +90,13 @@ def test_the_parts_of_a_block_make_the_block(backbone):
         backbone.project_qkv(x[:, :7])
 
 
+def test_compiled_blocks_are_given_the_turns_of_their_grid(backbone):
+    expected = [dense(backbone, pixels(*size)) for size in ((32, 40), (40, 32))]  # grids of as many patches
+    backbone.compile_blocks(backend="eager")
+    for size, own in zip(((32, 40), (40, 32)), expected, strict=True):
+        torch.testing.assert_close(dense(backbone, pixels(*size)), own, rtol=1e-5, atol=1e-5)
+
+
 def test_words_are_those_of_the_librarys_text_tower(backbone):
     texts = ["a photo of a cat.", "sky", "a house by the lake"]
     expected = backbone.model.encode_text(backbone.tokenizer(texts))

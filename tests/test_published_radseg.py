@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 
 import pytest
 import torch
@@ -256,3 +257,14 @@ def test_radseg_in_its_real_architecture_on_random_weights():
     result = segmenter.set_classes("sky, house; hut, tree")(picture(70, 96))
     assert result.segmentation.shape == (70, 96)
     assert result.confidence.isfinite().all()
+
+
+def test_without_transformers_the_extra_is_named_before_any_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (40, 40)).save(path)
+    options = ["--classes", "sky", "--method", "radseg", "--cache-dir", str(tmp_path), "--device", "cpu"]
+    answer = CliRunner().invoke(main, ["segment", str(path), "--model", "RADIO-B-16", *options, "-o", str(tmp_path)])
+    assert answer.exit_code == 3
+    said = [line for line in answer.stderr.splitlines() if line]
+    assert said == ["Error: RADIO-B-16: its words need transformers: pip install 's2clip[radseg]'"]
