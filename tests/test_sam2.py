@@ -84,7 +84,7 @@ def by_transformers(sam, images, prompts, multimask):
         if prompts.points is not None:
             given["input_points"] = prompts.points[index].view(1, 1, 1, 2)
         if prompts.boxes is not None:
-            given["input_boxes"] = prompts.boxes[index].view(1, 1, 4)
+            given["input_boxes"] = prompts.boxes[index].view(1, 1, 4).clone()
         if prompts.masks is not None:
             given["input_masks"] = prompts.masks[prompts.mask_index[index]].view(1, 1, SIDE, SIDE)
         with torch.no_grad():

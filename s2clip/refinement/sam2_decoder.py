@@ -35,7 +35,7 @@ class Sam2Networks:
         sparse, _ = self.encoder(
             input_points=None if points is None else points[:, None, None],
             input_labels=labels,
-            input_boxes=None if boxes is None else boxes[:, None],
+            input_boxes=None if boxes is None else boxes[:, None].clone(),  # transformers 4.57 writes into it
             input_masks=None,
         )
         return sparse[:, 0]
