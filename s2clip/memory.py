@@ -141,8 +141,7 @@ def load_of(models, method: Method, *, refines: bool = False) -> Load:
     item = clip.dtype.itemsize
     scores = 0
     if isinstance(sam, Sam2) and refines:  # no scores, but a finer grid in its first blocks
-        maps = sam.encoder.config.backbone_config.hidden_size * BLOCK_MAPS
-        scores = item * (sam.frame // 4) ** 2 * maps // SAM_TENSORS
+        scores = item * (sam.frame // 4) ** 2 * sam.first_width * BLOCK_MAPS // SAM_TENSORS
     elif sam is not None and (refines or method.uses_sam):
         tokens = (sam.image_encoder.img_size // sam.image_encoder.patch_embed.proj.kernel_size[0]) ** 2
         scores = item * tokens**2 * sam.image_encoder.blocks[0].attn.num_heads

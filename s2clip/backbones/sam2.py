@@ -59,6 +59,7 @@ class Sam2(nn.Module):
         self.grid: int = prompts.image_embedding_size[0]
         self.channels: int = prompts.hidden_size
         self.mask_side: int = prompts.mask_input_size[0]
+        self.first_width: int = model.config.vision_config.backbone_config.hidden_size
         row = MODELS["masks"].get(name, MODELS["masks"][NAMES[0]])
         self.register_buffer("mean", torch.tensor(row.mean), persistent=False)
         self.register_buffer("std", torch.tensor(row.std), persistent=False)
