@@ -113,7 +113,8 @@ class Predictor:
             load = memory.load_of(self._models, self.method, refines=refiner is not None)
             cap = memory.Cap(memory.parse_size(max_memory), load).check()
             if refiner is not None:
-                refiner.sam.most_prompts = cap.prompts
+                asked: Any = refiner.sam
+                asked.most_prompts = cap.prompts
         self._encoder = Encoder(self._models, self.method, max_batch=max_batch, mix_pictures=mix_pictures, cap=cap)
         self._graphs = GraphCache(classify) if cuda_graphs else None
         self._upload = Uploader(clip.device)

@@ -91,7 +91,7 @@ def lowest(sums: Tensor, pixels: Tensor, count: int) -> list[tuple[int, ...]]:
     """Per class the numbers of the `count` templates of lowest mean entropy, first number first on ties; () where no
     template gives any pixel to it."""
     mean = torch.where(pixels > 0, sums / pixels.clamp_min(1), float("inf"))
-    order = mean.argsort(0, stable=True)[:count]
+    order = mean.argsort(dim=0, stable=True)[:count]
     found = mean.gather(0, order).isfinite()
     return [tuple(own[kept].tolist()) for own, kept in zip(order.T, found.T, strict=True)]
 
