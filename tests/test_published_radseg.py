@@ -23,7 +23,7 @@ from s2clip.backbones.vfm import ViTFeatures
 from s2clip.backbones.weights import Fingerprint
 from s2clip.cli import main
 from s2clip.encoding.encoded import Encoded
-from s2clip.errors import WeightsError
+from s2clip.errors import MissingExtraError, WeightsError
 from s2clip.methods import get_method
 from s2clip.pictures.windows import Box
 from s2clip.published.radseg import RadSeg, whole_strides
@@ -261,10 +261,6 @@ def test_radseg_in_its_real_architecture_on_random_weights():
 
 def test_without_transformers_the_extra_is_named_before_any_file_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    path = tmp_path / "photo.png"
-    Image.new("RGB", (40, 40)).save(path)
-    options = ["--classes", "sky", "--method", "radseg", "--cache-dir", str(tmp_path), "--device", "cpu"]
-    answer = CliRunner().invoke(main, ["segment", str(path), "--model", "RADIO-B-16", *options, "-o", str(tmp_path)])
-    assert answer.exit_code == 3
-    said = [line for line in answer.stderr.splitlines() if line]
-    assert said == ["Error: RADIO-B-16: its words need transformers: pip install 's2clip[radseg]'"]
+    said = r"^RADIO-B-16: its words need transformers: pip install 's2clip\[radseg\]'$"
+    with pytest.raises(MissingExtraError, match=said):
+        Segmenter.from_pretrained("RADIO-B-16", method="radseg", cache_dir=tmp_path, device="cpu")
