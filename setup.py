@@ -40,6 +40,9 @@ TEST = [
     *SUPERVISION,
     *SERVE,
     *RAY,
+    "moto[s3]>=5.1",  # an object store on this machine, served by Flask
+    "flask>=3",
+    "flask-cors>=5",
     "httpx2>=2",  # what Starlette's test client asks with
     # readers of our files, whose packages are installed by tests/readers.txt without what their screens need
     "json-stream>=2.3",

@@ -22,7 +22,7 @@ from s2clip.cluster.attempts import Attempts, guarded
 from s2clip.cluster.files import local_rows, with_content
 from s2clip.cluster.pool import Cluster, spread
 from s2clip.cluster.segmenting import Job, Segmenting
-from s2clip.cluster.shards import Columns, _read, _stem, shard_names
+from s2clip.cluster.shards import Columns, _read, shard_names, stem_of
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own modules, by each other
     "ignore::DeprecationWarning:ray[.].*", "ignore::FutureWarning:ray[.].*", "ignore::ResourceWarning"
@@ -197,7 +197,7 @@ def test_shards_are_read_from_other_filesystems(tmp_path):
 
 def test_shards_of_one_name_are_told_apart_and_no_picture_gets_out_of_the_output(tmp_path):
     assert shard_names(["a/1.tar", "b/1.tar", "s3://c/2.tar"]) == ["a/1", "b/1", "c/2"]
-    assert _stem("1/../../etc/x.png") == "1/etc/x"
+    assert stem_of("1/../../etc/x.png") == "1/etc/x"
     with tarfile.open(tmp_path / "1.tar", "w") as tar:
         for name in ("a.jpg", "a.png"):
             member = tarfile.TarInfo(name)
@@ -246,39 +246,120 @@ def answers(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-@pytest.fixture(scope="module")
-def ray_here():
-    """One Ray for all tests of this module; commands find it connected."""
-    from s2clip.cluster.session import connected
+@pytest.fixture
+def pretended(monkeypatch):
+    """Ray without Ray: rows are lists, and actors are this process, which does the last rows first."""
+    from s2clip.cluster import files, pool, session, shards
 
-    with connected(None, workers=2):
-        yield
+    def lines(rows, load, cluster, blocks=None):
+        work = load()
+        for start in reversed(range(0, len(rows), 2)):
+            yield from work(rows[start : start + 2])
+
+    def read(sources, columns, done, rows):
+        for source in sources:
+            shards._check(source, columns)
+        return read_shards(sources, done)
+
+    monkeypatch.setattr(files, "_rows", lambda items, blocks: list(map(with_content, items)))
+    monkeypatch.setattr(shards, "shard_rows", read)
+    monkeypatch.setattr(pool, "spread", lines)
+    monkeypatch.setattr(pool, "introduced", lambda load, cluster: (load().settings, []))
+    monkeypatch.setattr(session, "connected", lambda address, workers: contextlib.nullcontext())
 
 
-def test_two_actors_write_what_one_process_writes_and_resume_does_the_rest(ray_here, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos" / "below").mkdir(parents=True)
-    rows_of(tmp_path / "photos", 5)
-    rows_of(tmp_path / "photos" / "below", 1)
-    (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
-    common = ["segment", "photos", "--recursive", "--classes", CLASSES, "--method", "clip", "--device", "cpu", "--json"]
+COMMON = ("--classes", CLASSES, "--method", "clip", "--device", "cpu", "--json")
+
+
+def photos(folder):
+    (folder / "photos" / "below").mkdir(parents=True)
+    rows_of(folder / "photos", 5)
+    rows_of(folder / "photos" / "below", 1)
+    (folder / "photos" / "bad.png").write_bytes(b"no picture")
+
+
+def equal_to_one_process(folder, *options):
+    common = ["segment", "photos", "--recursive", *COMMON]
     alone = CliRunner().invoke(main, [*common, "-o", "alone"])
-    spread = CliRunner().invoke(main, [*common, "-o", "spread", "--engine", "ray", "--workers", "2"])
+    spread = CliRunner().invoke(main, [*common, "-o", "spread", "--engine", "ray", *options])
     assert (alone.exit_code, spread.exit_code) == (1, 1), spread.output
     told = [json.loads(one.stdout) for one in (alone, spread)]
     assert told[0]["failed"] == told[1]["failed"]
     images = [{one["source"]: one["shares"] for one in told_by["images"]} for told_by in told]
     assert images[0] == images[1]
     assert len(images[0]) == 6
-    assert answers(tmp_path / "alone") == answers(tmp_path / "spread") != {}
-    assert answers(tmp_path / "alone" / "below") == answers(tmp_path / "spread" / "below") != {}
-    settings = [json.loads((tmp_path / one / "run.json").read_text())["settings"] for one in ("alone", "spread")]
+    assert answers(folder / "alone") == answers(folder / "spread") != {}
+    assert answers(folder / "alone" / "below") == answers(folder / "spread" / "below") != {}
+    settings = [json.loads((folder / one / "run.json").read_text())["settings"] for one in ("alone", "spread")]
     assert settings[0] == settings[1]
+
+
+def test_actors_write_what_one_process_writes_and_resume_does_the_rest(pretended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path)
+    equal_to_one_process(tmp_path)
     (tmp_path / "spread" / "3.png").unlink()
+    others = (path for path in (tmp_path / "spread").rglob("*.png") if path.name != "3.overlay.png")
+    states = {path: path.stat().st_mtime_ns for path in others}
+    common = ["segment", "photos", "--recursive", *COMMON]
     again = CliRunner().invoke(main, [*common, "-o", "spread", "--engine", "ray", "--resume"])
     assert "5 of 7 pictures were done before" in again.stderr
     assert answers(tmp_path / "alone") == answers(tmp_path / "spread")
     assert len((tmp_path / "spread" / "manifest.jsonl").read_text().splitlines()) == 7
+    assert {path: path.stat().st_mtime_ns for path in states} == states
+
+
+def test_shards_become_rows_and_resume_adds_what_is_missing(pretended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = shards_of(tmp_path, "bytes")
+    common = ["segment", "*.parquet", "--id-column", "id", *COMMON, "--engine", "ray", "--rows", "rows"]
+    first = CliRunner().invoke(main, [*common])
+    assert first.exit_code == 1, first.output  # one of six is damaged
+    assert "failed: 1/x" in first.stderr
+    pq.write_table(pa.table({"image": contents, "id": ["x", "y", "z"]}), "1.parquet")
+    refused = CliRunner().invoke(main, [*common])
+    assert (refused.exit_code, refused.output) == (3, "Error: rows: holds 5 rows; --resume goes on with them\n")
+    again = CliRunner().invoke(main, [*common, "--resume"])
+    assert again.exit_code == 0, again.output
+    assert "5 pictures were done before" in again.stderr
+    assert [one["source"] for one in json.loads(again.stdout)["images"]] == ["1.parquet#x"]
+    table = pq.read_table("rows").sort_by("id")
+    assert table["id"].to_pylist() == [f"{number}/{own}" for number in range(2) for own in "xyz"]
+    assert table["png"].to_pylist()[:3] == table["png"].to_pylist()[3:]
+    assert not Path("out").exists()
+
+
+def test_two_pictures_of_one_id_are_told(pretended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = shards_of(tmp_path, "bytes")
+    pq.write_table(pa.table({"image": [contents[0], contents[1], contents[0]], "id": ["x", "x", "z"]}), "0.parquet")
+    common = ["segment", "0.parquet", *COMMON, "--engine", "ray"]
+    named = CliRunner().invoke(main, [*common, "--id-column", "id", "--rows", "named"])
+    assert named.exit_code == 1, named.output
+    assert "failed: 0/x: another picture has the same id" in named.stderr
+    assert sorted(pq.read_table("named")["id"].to_pylist()) == ["0/x", "0/z"]
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One small Ray for all tests of this module; commands find it connected."""
+    from s2clip.cluster import session
+
+    session.prepare()
+    import ray
+
+    how = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False, "logging_level": "error"}
+    ray.init(num_cpus=2, object_store_memory=80_000_000, **how)
+    session._hush()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_actors_of_ray_write_what_one_process_writes(ray_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path)
+    equal_to_one_process(tmp_path, "--workers", "2")
 
 
 def test_a_picture_that_ends_its_process_is_named_and_the_others_are_done(ray_here, tmp_path):
@@ -295,7 +376,7 @@ def test_a_picture_that_ends_its_process_is_named_and_the_others_are_done(ray_he
 
         return work
 
-    lines = list(spread(local_rows(paths, [path.stem for path in paths], 1), load, Cluster(rows=6), 1))
+    lines = list(spread(local_rows(paths, [path.stem for path in paths], 1), load, Cluster(rows=6, tries=1), 1))
     assert {Path(line["key"]).stem for line in lines if "error" in line} == {"2"}
     assert {Path(line["key"]).stem: line["record"]["size"] for line in lines if "record" in line} == {
         path.stem: path.stat().st_size for path in paths if path.stem != "2"

@@ -85,11 +85,14 @@ _SHARDS = {
     "column": click.option("--column", help="Of Parquet: the pictures, bytes or paths; default: image."),
     "id_column": click.option("--id-column", help="Of Parquet: what results are named by; default: a hash."),
 }
+_ROWS = click.option(
+    "--rows", metavar="DIR|ADDRESS", help="Rows of Parquet there, of --format png, coco, in place of files in -o."
+)
 
 
 def shard_options(command: Callable) -> Callable:
-    """Where pictures stand in shards, handed to the command as one dictionary `shard_settings`."""
-    return decorated(gathered(command, "shard_settings", _SHARDS), _SHARDS.values())
+    """Where pictures stand in shards, handed to the command as one dictionary `shard_settings`; and --rows."""
+    return decorated(gathered(command, "shard_settings", _SHARDS), [*_SHARDS.values(), _ROWS])
 
 
 def engine_options(command: Callable) -> Callable:

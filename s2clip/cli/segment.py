@@ -13,13 +13,14 @@ import click
 
 from s2clip.cli.console import load_segmenter, progress, say, usage_errors, word_bar
 from s2clip.cli.effects import refuse_without_effect
-from s2clip.cli.engines import Run, by_cluster, chosen_cluster, chosen_shards, refuse_for_cluster
+from s2clip.cli.engines import chosen_cluster, chosen_sources, listed, refuse_for_cluster
 from s2clip.cli.features import NAME as FEATURES
 from s2clip.cli.features import FeatureStream
 from s2clip.cli.lists import OptionsCommand, names_option
 from s2clip.cli.options import engine_options, model_options, output_options, shard_options
 from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
+from s2clip.cli.spread import Files, Run, Sink, by_cluster, rows_of
 from s2clip.cli.video import parted, segment_film, video_options
 from s2clip.errors import ImageError, OutputError
 from s2clip.names import match_name
@@ -33,7 +34,7 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
 
 
 @click.command(cls=OptionsCommand)
-@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB|FILM|webcam:0...")
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|DIR|GLOB|@LIST|FILM|webcam:0...")
 @click.option(
     "--classes", multiple=True, metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.'
 )
@@ -83,6 +84,7 @@ def segment(
     video_settings: dict[str, Any],
     engine_settings: dict[str, Any],
     shard_settings: dict[str, Any],
+    rows: str | None,
     model_settings: dict[str, Any],
     as_json: bool,
     show_progress: bool,
@@ -130,12 +132,12 @@ def segment(
             raise ValueError(
                 f"--resume: a data set of the run ({', '.join(runs)}) is written in one go; leave --resume out"
             )
-        films, stills = parted(sources, video_settings)
+        films, stills = parted(listed(sources), video_settings)
         if films and resume:
             raise ValueError("--resume: a film is segmented in one go; leave --resume out")
         cluster = chosen_cluster(engine_settings, model_settings["device"])
-        shards = chosen_shards(stills, cluster, shard_settings)
-        found = find(() if shards else stills, recursive=recursive, output=output, results=written_in)
+        elsewhere = chosen_sources(stills, cluster, shard_settings)
+        found = find(() if any(elsewhere) else stills, recursive=recursive, output=output, results=written_in)
         pictures, failures = found.pictures, found.failures
         large = set(rasters.among(pictures))
         if large:
@@ -143,6 +145,8 @@ def segment(
         if cluster is not None:
             whole = [*runs, *([FEATURES] if features else [])]
             refuse_for_cluster({"--format": whole, "rasters": large, "films": films})
+        elif rows is not None:
+            reject("--rows", "--engine ray with it", "--engine local")
         folder = OutputFolder(output)
         stems = name_outputs(pictures, output, names=found.names, known=folder.stems)
     for line in found.skipped:
@@ -152,14 +156,20 @@ def segment(
     asked = len(pictures)
     limits = {"max_pixels": round(max_megapixels * 1e6), "max_seconds": max_seconds_per_picture}
     limits |= {} if threshold is None else {"threshold": threshold}
-    if (pictures or shards) and cluster is not None:
-        writable_folder(output)
+    if (pictures or any(elsewhere)) and cluster is not None:
         models = {**model_settings, "method": method, "refine": refine, **limits}
-        run = Run(models, words.classes, background_id, output, chosen, not no_names, resume)
+        run = Run(models, words.classes, background_id, None if rows else output, chosen, not no_names, resume)
+        sink: Sink
+        if rows is None:
+            writable_folder(output)
+            sink = Files(folder, run)
+        else:
+            with usage_errors():
+                sink, run = rows_of(rows, run, asked_formats)
         told = (lambda record: None) if as_json or not show_progress else lambda record: say(_summary(record))
-        spread = {"failures": failures, "tell": told, "show_progress": show_progress}
-        spread |= {"shards": shards, "columns": (shard_settings["column"] or "image", shard_settings["id_column"])}
-        done = by_cluster(cluster, run, folder, list(zip(pictures, stems, strict=True)), **spread)
+        how = {"failures": failures, "tell": told, "show_progress": show_progress}
+        columns = (shard_settings["column"] or "image", shard_settings["id_column"])
+        done = by_cluster(cluster, run, sink, list(zip(pictures, stems, strict=True)), elsewhere, columns, **how)
     elif pictures or films:
         writable_folder(output)
         segmenter = load_segmenter(model_settings, method=method, refine=refine, **limits)

@@ -1,9 +1,13 @@
 """Pictures in files that all machines see, read by Ray's own processes, which import neither torch nor models."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from s2clip.cluster.addresses import public, read_whole, reason
+from s2clip.cluster.shards import stem_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -11,16 +15,40 @@ if TYPE_CHECKING:
 
 def local_rows(pictures: Sequence[Path], stems: Sequence[str], blocks: int) -> "Dataset":
     """Rows {"key", "path", "stem", "content", "error"} in so many blocks; key: the path as it was given."""
+    named = zip(pictures, stems, strict=True)
+    return _rows([{"key": str(one), "path": os.path.abspath(one), "stem": stem} for one, stem in named], blocks)
+
+
+def named_addresses(addresses: Sequence[str], done: Collection[str] = ()) -> list[dict[str, Any]]:
+    """{"key", "path", "stem"} of pictures at addresses, without those whose key is in `done`.
+
+    key: the address without options and credentials; stem: its path, with the suffix where two differ in nothing else.
+    """
+    paths = {public(one): one for one in addresses}
+    below = {key: key.partition("://")[2] for key in paths}
+    count = Counter(map(stem_of, below.values()))
+    return [
+        {"key": key, "path": path, "stem": stem_of(below[key], suffix=count[stem_of(below[key])] > 1)}
+        for key, path in paths.items()
+        if key not in done
+    ]
+
+
+def address_rows(named: Sequence[dict[str, Any]], blocks: int) -> "Dataset":
+    """As `local_rows`, of `named_addresses`."""
+    return _rows(list(named), blocks)
+
+
+def _rows(items: list[dict[str, Any]], blocks: int) -> "Dataset":
     import ray
 
-    named = zip(pictures, stems, strict=True)
-    items = [{"key": str(one), "path": os.path.abspath(one), "stem": stem} for one, stem in named]
     return ray.data.from_items(items, override_num_blocks=blocks).map(with_content, num_cpus=0.25)
 
 
 def with_content(row: dict) -> dict:
     """The row with the bytes of its file, or with why there are none."""
+    shown = {**row, "path": public(row["path"])}
     try:
-        return {**row, "content": Path(row["path"]).read_bytes(), "error": None}
-    except OSError as error:
-        return {**row, "content": None, "error": error.strerror or str(error)}
+        return {**shown, "content": read_whole(row["path"]), "error": None}
+    except (OSError, ImportError, ValueError) as error:
+        return {**shown, "content": None, "error": reason(error)}

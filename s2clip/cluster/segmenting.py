@@ -1,4 +1,4 @@
-"""`s2clip segment` by actors: bytes of pictures in, files and lines of the manifest out."""
+"""`s2clip segment` by actors: bytes of pictures in; files and lines of the manifest out, or rows."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from s2clip.cluster.pool import Work
+from s2clip.cluster.rows import row_of
 from s2clip.errors import ImageError
 from s2clip.pictures.reading import Failure
 from s2clip.results.result import Result
@@ -20,7 +21,8 @@ class Job(NamedTuple):
     """Keywords of `from_pretrained`."""
     classes: Sequence[str]
     background: int | None
-    output: Path
+    output: Path | None
+    """Of the files; None: rows are given back."""
     formats: Sequence[str]
     names: bool = True
     threads: int | None = None
@@ -35,7 +37,8 @@ class Job(NamedTuple):
 
 
 class Segmenting:
-    """Rows {"key", "path", "stem", "content" or "error"} → lines {"key", "record"} or {"key", "error"}.
+    """Rows {"key", "path", "stem", "content" or "error"} → lines {"key", "record"}, with a "row" where no files are
+    written, or {"key", "error"}.
 
     Files are whole when their line is given back; doing a row again writes the same files again.
     """
@@ -61,6 +64,8 @@ class Segmenting:
                 raise result.error
             result = dataclasses.replace(result, source=row["path"])
             job = self.job
+            if job.output is None:
+                return {"key": row["key"], "record": result.record({}), "row": row_of(result, row["key"], job.formats)}
             paths = result.save(job.output, job.formats, stem=row["stem"], sidecars=False, names=job.names)
             return {"key": row["key"], "stem": row["stem"], "record": result.record(paths)}
         except Exception as error:  # none of one picture's errors ends the others

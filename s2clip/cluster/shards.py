@@ -15,14 +15,13 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from s2clip.cluster.addresses import SHARDS, one_line, opened, public, read_whole, reason
 from s2clip.errors import DatasetError
 from s2clip.pictures.images import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
-
-KINDS = (".parquet", ".tar")
 
 
 class Columns(NamedTuple):
@@ -34,7 +33,7 @@ class Columns(NamedTuple):
 
 def is_shard(source: str) -> bool:
     """Whether a word of the command line names shards rather than pictures."""
-    return source.lower().endswith(KINDS)
+    return public(source).lower().endswith(SHARDS)
 
 
 def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], rows: int) -> "Dataset":
@@ -55,7 +54,7 @@ def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], 
 
 def shard_names(sources: Sequence[str]) -> list[str]:
     """A name for each shard, without suffix: its own, or with folders above where that is not enough."""
-    paths = [PurePosixPath(source.split("://")[-1]).with_suffix("") for source in sources]
+    paths = [PurePosixPath(public(source).split("://")[-1]).with_suffix("") for source in sources]
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(set(sources)):
         depth += 1
@@ -69,31 +68,15 @@ def _check(source: str, columns: Columns) -> None:
     try:
         filesystem, path = opened(source)
         if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
-            raise DatasetError(f"{source}: no such file")
-        if not source.lower().endswith(".parquet"):
+            raise DatasetError(f"{public(source)}: no such file")
+        if not public(source).lower().endswith(".parquet"):
             return
         names = pyarrow.parquet.read_schema(path, filesystem=filesystem).names
     except (OSError, pyarrow.ArrowException) as error:
-        raise DatasetError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise DatasetError(f"{public(source)}: cannot be read: {one_line(error)}") from None
     for wanted in filter(None, columns):
         if wanted not in names:
-            raise DatasetError(f"{source}: no column {wanted!r}; it has {', '.join(names)}")
-
-
-def opened(source: str) -> "tuple[pyarrow.fs.FileSystem, str]":
-    """(filesystem, path in it): of this machine, or by the scheme of an address, s3, gs, hdfs, or one fsspec knows."""
-    import pyarrow
-    import pyarrow.fs
-
-    if "://" not in source:
-        return pyarrow.fs.LocalFileSystem(), source
-    try:
-        return pyarrow.fs.FileSystem.from_uri(source)
-    except pyarrow.ArrowInvalid:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(source)
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+            raise DatasetError(f"{public(source)}: no column {wanted!r}; it has {', '.join(names)}")
 
 
 def _read(table: "pyarrow.Table", columns: Columns, done: frozenset[str], rows: int) -> "Iterator[pyarrow.Table]":
@@ -101,23 +84,24 @@ def _read(table: "pyarrow.Table", columns: Columns, done: frozenset[str], rows: 
     shard = table.to_pylist()[0]
     source, name = shard["shard"], shard["name"]
     try:
-        pictures = _members(source) if source.lower().endswith(".tar") else _records(source, columns)
+        pictures = _members(source) if public(source).lower().endswith(".tar") else _records(source, columns)
         waiting: list[dict[str, Any]] = []
         stems: set[str] = set()
         for own, content, error in pictures:
             key = f"{name}/{own}"
-            stem = _stem(key) if _stem(key) not in stems else key  # a.jpg and a.png in one shard
+            stem = stem_of(key, suffix=stem_of(key) in stems)  # a.jpg and a.png in one shard
             stems.add(stem)
             if key in done:
                 continue
-            waiting.append({"key": key, "path": f"{source}#{own}", "stem": stem, "content": content, "error": error})
+            path = f"{public(source)}#{own}"
+            waiting.append({"key": key, "path": path, "stem": stem, "content": content, "error": error})
             if len(waiting) == rows:
                 yield _table(waiting)
                 waiting = []
         yield _table(waiting)
     except (OSError, tarfile.TarError, ValueError) as error:  # what came before it is done
-        reason = f"cannot be read on: {' '.join(str(error).split())[:200]}"
-        yield _table([{"key": name, "path": source, "stem": "", "content": None, "error": reason}])
+        why = f"cannot be read on: {one_line(error)}"
+        yield _table([{"key": name, "path": public(source), "stem": "", "content": None, "error": why}])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
@@ -159,17 +143,15 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
     if not isinstance(value, str):
         return None, f"expected bytes or a path, received {type(value).__name__}"
     try:
-        filesystem, path = opened(value)
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read(), None
-    except OSError as error:
-        return None, f"{value}: {error.strerror or ' '.join(str(error).split())[:200]}"
+        return read_whole(value), None
+    except (OSError, ImportError, ValueError) as error:
+        return None, f"{public(value)}: {reason(error)}"
 
 
-def _stem(key: str) -> str:
-    """The key as a path below the output: without the picture's suffix, and never above it."""
+def stem_of(key: str, *, suffix: bool = False) -> str:
+    """The key as a path below the output, and never above it; without the picture's suffix unless it is asked for."""
     path = PurePosixPath(key)
     parts = [part for part in path.parts if part not in ("/", "..", ".")]
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES and not suffix:
         parts[-1] = parts[-1][: -len(path.suffix)] or parts[-1]
     return "/".join(parts)
