@@ -349,7 +349,7 @@ def ray_here():
     import ray
 
     how = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False, "logging_level": "error"}
-    ray.init(num_cpus=2, object_store_memory=80_000_000, **how)
+    ray.init("local", num_cpus=2, object_store_memory=80_000_000, **how)
     session._hush()
     yield
     ray.shutdown()
@@ -423,3 +423,16 @@ def test_no_cluster_at_the_address_is_a_line():
 
     with pytest.raises(ClusterError, match=r"no Ray at 127\.0\.0\.1:1: "), connected("127.0.0.1:1", workers=1):
         pass
+
+
+def test_without_an_address_no_cluster_of_others_is_joined(monkeypatch):
+    import ray
+
+    from s2clip.cluster.session import connected
+
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *given, **more: asked.append(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connected(None, workers=1):
+        assert asked == [("local",)]

@@ -48,8 +48,10 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     try:
         if address is None:
+            # "local": None would join a cluster that RAY_ADDRESS or another program on this machine names;
             # readers need a share of a processor beside the actors
-            ray.init(num_cpus=max(os.cpu_count() or 1, workers + 1), include_dashboard=False, **quiet)
+            cores = max(os.cpu_count() or 1, workers + 1)
+            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
