@@ -256,12 +256,12 @@ def pretended(monkeypatch):
         for start in reversed(range(0, len(rows), 2)):
             yield from work(rows[start : start + 2])
 
-    def read(sources, columns, done, rows):
+    def read(sources, columns, done, rows, readers):
         for source in sources:
             shards._check(source, columns)
         return read_shards(sources, done)
 
-    monkeypatch.setattr(files, "_rows", lambda items, blocks: list(map(with_content, items)))
+    monkeypatch.setattr(files, "_rows", lambda items, *more: list(map(with_content, items)))
     monkeypatch.setattr(shards, "shard_rows", read)
     monkeypatch.setattr(pool, "spread", lines)
     monkeypatch.setattr(pool, "introduced", lambda load, cluster: (load().settings, []))
@@ -363,6 +363,7 @@ def test_actors_of_ray_write_what_one_process_writes(ray_here, tmp_path, monkeyp
 
 
 def test_a_picture_that_ends_its_process_is_named_and_the_others_are_done(ray_here, tmp_path):
+    """By two actors, which have all processors of this Ray: readers need none."""
     rows_of(tmp_path, 6)
     paths = sorted(tmp_path.glob("*.png"))
 
@@ -376,7 +377,9 @@ def test_a_picture_that_ends_its_process_is_named_and_the_others_are_done(ray_he
 
         return work
 
-    lines = list(spread(local_rows(paths, [path.stem for path in paths], 1), load, Cluster(rows=6, tries=1), 1))
+    lines = list(
+        spread(local_rows(paths, [path.stem for path in paths], 2, 1), load, Cluster(workers=2, rows=3, tries=1), 2)
+    )
     assert {Path(line["key"]).stem for line in lines if "error" in line} == {"2"}
     assert {Path(line["key"]).stem: line["record"]["size"] for line in lines if "record" in line} == {
         path.stem: path.stat().st_size for path in paths if path.stem != "2"

@@ -165,13 +165,13 @@ def _rows(
 
     if sources.shards:
         before = sink.keys()
-        return shard_rows(sources.shards, Columns(*columns), before, cluster.rows), len(before), None
+        return shard_rows(sources.shards, Columns(*columns), before, cluster.rows, cluster.readers), len(before), None
     if sources.addresses:
         whole = named_addresses(sources.addresses)
         left = named_addresses(sources.addresses, sink.keys())
-        rows = address_rows(left, cluster.blocks(len(left))) if left else None
+        rows = address_rows(left, cluster.blocks(len(left)), cluster.readers) if left else None
         return rows, len(whole) - len(left), len(left)
     todo = [one for one in named if not sink.has(one[0])]
     pictures, stems = [picture for picture, _ in todo], [stem for _, stem in todo]
-    rows = local_rows(pictures, stems, cluster.blocks(len(todo))) if todo else None
+    rows = local_rows(pictures, stems, cluster.blocks(len(todo)), cluster.readers) if todo else None
     return rows, len(named) - len(todo), len(todo)

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2clip.cluster.addresses import public, read_whole, reason
-from s2clip.cluster.shards import stem_of
+from s2clip.cluster.shards import READER_CPUS, stem_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-def local_rows(pictures: Sequence[Path], stems: Sequence[str], blocks: int) -> "Dataset":
-    """Rows {"key", "path", "stem", "content", "error"} in so many blocks; key: the path as it was given."""
+def local_rows(pictures: Sequence[Path], stems: Sequence[str], blocks: int, readers: int) -> "Dataset":
+    """Rows {"key", "path", "stem", "content", "error"} in so many blocks, of which so many are read at a time.
+
+    key: the path as it was given.
+    """
     named = zip(pictures, stems, strict=True)
-    return _rows([{"key": str(one), "path": os.path.abspath(one), "stem": stem} for one, stem in named], blocks)
+    return _rows(
+        [{"key": str(one), "path": os.path.abspath(one), "stem": stem} for one, stem in named], blocks, readers
+    )
 
 
 def named_addresses(addresses: Sequence[str], done: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -34,15 +39,16 @@ def named_addresses(addresses: Sequence[str], done: Collection[str] = ()) -> lis
     ]
 
 
-def address_rows(named: Sequence[dict[str, Any]], blocks: int) -> "Dataset":
+def address_rows(named: Sequence[dict[str, Any]], blocks: int, readers: int) -> "Dataset":
     """As `local_rows`, of `named_addresses`."""
-    return _rows(list(named), blocks)
+    return _rows(list(named), blocks, readers)
 
 
-def _rows(items: list[dict[str, Any]], blocks: int) -> "Dataset":
+def _rows(items: list[dict[str, Any]], blocks: int, readers: int) -> "Dataset":
     import ray
 
-    return ray.data.from_items(items, override_num_blocks=blocks).map(with_content, num_cpus=0.25)
+    found = ray.data.from_items(items, override_num_blocks=blocks)
+    return found.map(with_content, num_cpus=READER_CPUS, concurrency=readers)
 
 
 def with_content(row: dict) -> dict:

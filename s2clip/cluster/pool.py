@@ -48,6 +48,11 @@ class Cluster:
         """In how many blocks so many rows are given out: enough for every actor, and none larger than `rows`."""
         return max(-(-count // self.rows), min(count, self.workers))
 
+    @property
+    def readers(self) -> int:
+        """How many of Ray's processes read."""
+        return 2 * self.workers
+
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("gpus", 0), ("rows", 1), ("tries", 1)):
             if getattr(self, name) < least:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
+READER_CPUS = 0
+"""Of Ray's: readers wait for disks and networks, and where actors have all processors (a machine was lost, or as many
+were asked for as there are) they must still read, or the actors would wait for ever."""
+
 
 class Columns(NamedTuple):
     """Of Parquet: which one holds the pictures (bytes, or paths), and which one their ids."""
@@ -36,11 +40,11 @@ def is_shard(source: str) -> bool:
     return public(source).lower().endswith(SHARDS)
 
 
-def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], rows: int) -> "Dataset":
+def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], rows: int, readers: int) -> "Dataset":
     """Rows {"key", "path", "stem", "content", "error"} of all pictures in the shards but those with a key in `done`.
 
-    Ray reads the shards, one process each; only pictures in work are in memory. Raises `DatasetError` for a shard that
-    is not there or has no such column.
+    Ray reads so many shards at a time, one process each; only pictures in work are in memory. Raises `DatasetError` for
+    a shard that is not there or has no such column.
     """
     import ray
 
@@ -49,7 +53,7 @@ def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], 
         _check(one["shard"], columns)
     read = partial(_read, columns=columns, done=frozenset(done), rows=rows)
     found = ray.data.from_items(shards, override_num_blocks=len(shards))
-    return found.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+    return found.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=readers)
 
 
 def shard_names(sources: Sequence[str]) -> list[str]:
