@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=10 --durations-min=4
 INSTALL := $(BIN)/python -m pip install --quiet -e '.[dev]'
 
-.PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints fuzz lint format bench gpu docs picture docs-figures wheel clean
+.PHONY: demo test test-slow test-kernels gate test-app test-everywhere constraints fuzz test-faults lint format bench gpu docs picture docs-figures wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/stamp: setup.py pyproject.toml constraints.txt tests/readers.txt
@@ -46,6 +46,9 @@ constraints: .venv/stamp  # the newest versions, into constraints.txt
 
 fuzz: .venv/stamp  # make fuzz MUTATIONS=100000 SEED=0: damaged files against the readers; seconds of it are in make test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_run.py --mutations $(or $(MUTATIONS),100000) --seed $(or $(SEED),0)
+
+test-faults: .venv/stamp  # TRIALS=60 SEED=0: what ends amid a run on Ray, at random moments; an hour on two busy cores
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults_run.py --trials $(or $(TRIALS),50) --seed $(or $(SEED),0)
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

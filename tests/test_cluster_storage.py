@@ -106,6 +106,14 @@ def test_an_object_store_is_read_as_a_disk_is(at, contents):
     assert "endpoint" not in told
 
 
+def test_a_tar_of_an_object_store_is_asked_for_in_large_pieces(at, contents, caplog):
+    put(at("in/t/1.tar"), tar_of(contents * 10))
+    with caplog.at_level("INFO", logger="werkzeug"):  # moto's server says each request
+        assert len(shard(at("in/t/1.tar"))) == 40
+    asked = [record.getMessage() for record in caplog.records if "GET /bucket/in/t/1.tar" in record.getMessage()]
+    assert 1 <= len(asked) <= 2
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [("in/none/", "no picture or shard"), ("none/*.tar", "no picture or shard"), ("in/b/*.tif", "no picture or shard")],

@@ -41,6 +41,8 @@ def test_loads_no_kernel_no_model_library_and_no_gpu(tmp_path):
 def test_package_alone_does_not_even_load_torch(tmp_path):
     code = "import s2clip, sys; print(s2clip.__version__ != '', 'torch' in sys.modules)"
     assert fresh(code, tmp_path) == "True False"
+    reader = "import s2clip.cluster.files, s2clip.cluster.pool, sys; print('torch' in sys.modules)"
+    assert fresh(reader, tmp_path) == "False"  # of a cluster: it starts in a second, and takes no half a gigabyte
 
 
 def test_opens_no_socket(tmp_path):

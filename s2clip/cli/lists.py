@@ -101,7 +101,7 @@ def _names_data(token: str, sources: click.Argument) -> bool:
 
 
 def _suffixes() -> tuple[str, ...]:
-    from s2clip.pictures.images import SUFFIXES
+    from s2clip.pictures.suffixes import SUFFIXES
 
     return SUFFIXES
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from s2clip.errors import DatasetError
 from s2clip.files import whole_file, writable_folder, writing
-from s2clip.pictures.images import SUFFIXES
+from s2clip.pictures.suffixes import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow.fs

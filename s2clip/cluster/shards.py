@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2clip.cluster.addresses import SHARDS, one_line, opened, public, read_whole, reason
 from s2clip.errors import DatasetError
-from s2clip.pictures.images import SUFFIXES
+from s2clip.pictures.suffixes import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
+BUFFER = 1 << 23
+"""Bytes that are asked of a store at once; a tar is read in pieces of 10 kB, each of which would be a request."""
 READER_CPUS = 0
 """Of Ray's: readers wait for disks and networks, and where actors have all processors (a machine was lost, or as many
 were asked for as there are) they must still read, or the actors would wait for ever."""
@@ -118,7 +120,10 @@ def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
 
 def _members(source: str) -> Iterator[tuple[str, bytes | None, str | None]]:
     filesystem, path = opened(source)
-    with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as shard:
+    with (
+        filesystem.open_input_stream(path, buffer_size=BUFFER) as stream,
+        tarfile.open(fileobj=stream, mode="r|*") as shard,
+    ):
         for member in shard:
             file = shard.extractfile(member) if member.name.lower().endswith(SUFFIXES) else None
             if file is not None:

@@ -12,8 +12,8 @@ import numpy as np
 from s2clip.errors import DatasetError, first_few, reject
 from s2clip.evaluation.datasets import Sample
 from s2clip.evaluation.metrics import IGNORE
-from s2clip.pictures.images import SUFFIXES
 from s2clip.pictures.label_maps import picture_size, read_label_map
+from s2clip.pictures.suffixes import SUFFIXES
 from s2clip.values import counted
 
 if TYPE_CHECKING:

@@ -25,13 +25,10 @@ from s2clip.pictures.bounded import MAX_SECONDS
 from s2clip.pictures.decoding import FORMATS, MAX_PIXELS
 from s2clip.pictures.samples import turned
 from s2clip.pictures.structure import Unusable
+from s2clip.pictures.suffixes import SUFFIXES
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MAX_SECONDS", "SUFFIXES", "Source", "read_image"]
 
-SUFFIXES = (  # what is taken for a picture when a folder is listed
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".tif", ".tiff"),
-    *(".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
-)
 ROUNDING = 1e-3
 """By how much floats may leave [0,1], a quarter of a grey level: sums of weights miss 1 by 1e-6, of halves by 5e-4."""
 LINE = 200

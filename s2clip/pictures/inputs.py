@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from s2clip.errors import first_few
 from s2clip.files import place
-from s2clip.pictures.images import SUFFIXES
+from s2clip.pictures.suffixes import SUFFIXES
 from s2clip.values import counted
 
 KINDS = {
