@@ -32,7 +32,8 @@ class Attempts:
         """
         batch = hash(tuple(keys))  # a number each for 10^6 pictures, not their names
         self._begun[batch] = self._begun.get(batch, 0) + 1
-        if self._begun[batch] > self.most * (2 + len(self._lost.intersection(keys))):
+        # together, then `most` times for each row that is lost and for the one that is at it, then to leave it out
+        if self._begun[batch] > 2 + self.most * (1 + len(self._lost.intersection(keys))):
             return None
         suspects = [key for key in keys if key in self._open]
         if not suspects:
