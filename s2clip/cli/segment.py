@@ -22,7 +22,7 @@ from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
 from s2clip.cli.spread import Files, Run, Sink, by_cluster, rows_of
 from s2clip.cli.video import parted, segment_film, video_options
-from s2clip.errors import ImageError, OutputError
+from s2clip.errors import ImageError, OutputError, reject
 from s2clip.names import match_name
 from s2clip.values import counted
 
