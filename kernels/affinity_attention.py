@@ -42,7 +42,7 @@ LOG2_P_SCALE = 15.0
 STRIP_BYTES = 32 * 2**20
 GRID = 65_535  # programs along y or z, which is where images stand
 UNIT_BLOCK_N, UNIT_BLOCK_C, UNIT_WARPS = 32, 128, 4
-FOLD_BLOCK_M = 64
+FOLD_BLOCK_M = 32  # a column a lane of one warp: weights stay in their lanes
 
 
 class Configuration(NamedTuple):
@@ -57,7 +57,6 @@ class Configuration(NamedTuple):
     mix_warps: int
     mix_stages: int
     fold_rows: int = 16
-    fold_warps: int = 2
 
 
 def configuration(arch: int, positions: int, dtype: torch.dtype, *, progressive: bool = False) -> Configuration:
@@ -66,16 +65,17 @@ def configuration(arch: int, positions: int, dtype: torch.dtype, *, progressive:
     Progressive keeps a second tile in registers across the levels: twice the warps, so that none spills.
     """
     if arch == 0:
-        return Configuration(64, 64, 1, 1, 64, 64, 1, 1, 64, 1)
+        return Configuration(64, 64, 1, 1, 64, 64, 1, 1, 64)
     if dtype == torch.float32:
         return Configuration(64, 32, 8 if progressive else 4, 2, 64, 32, 8, 2)
     if progressive:
         return Configuration(64, 64, 8, 3, 128, 64, 8, 3)
-    fold_warps = 4 if arch == 86 else 2  # Triton 3.6 spills 8 bytes with two there
+    if arch == 90:  # tensor cores outrun L2: a tile of P reads half as much per entry at 128, the result at 128 x 256
+        return Configuration(128, 64, 8, 3, 256, 64, 8, 3)
     if positions <= 2048:
         # 128 x 128 leaves 105 tiles for two windows of 1764 positions, 64 x 64 leaves 812 for 128 multiprocessors.
-        return Configuration(64, 64, 4, 3, 128, 64, 4, 3, fold_warps=fold_warps)
-    return Configuration(128, 64, 8, 3, 128, 64, 8, 3, fold_warps=fold_warps)
+        return Configuration(64, 64, 4, 3, 128, 64, 4, 3)
+    return Configuration(128, 64, 8, 3, 128, 64, 8, 3)
 
 
 class Plan(NamedTuple):
@@ -152,7 +152,7 @@ def _mixed(unit, sums, given, has_mean, values, size, levels, beta, gamma, plan,
     upcast = architecture(values.device) == 0  # the interpreter multiplies the bit patterns of bf16
     held = min(plan.images, batch)
     affinity = values.new_empty((held, levels, plan.strip, plan.padded))
-    folded_pitch = -(-inner // FOLD_BLOCK_M) * FOLD_BLOCK_M
+    folded_pitch = -(-inner // tiles.block_k) * tiles.block_k
     folded = values.new_empty((held, plan.strip, folded_pitch)) if fold else affinity
     tile_count = plan.padded // tiles.block
     for first in range(0, batch, plan.images):
@@ -202,7 +202,7 @@ def _mixed(unit, sums, given, has_mean, values, size, levels, beta, gamma, plan,
                     inner / positions,  # P times 2^15 and four weights of about 1 would pass fp16's largest number
                     BLOCK_ROWS=tiles.fold_rows,
                     BLOCK_M=FOLD_BLOCK_M,
-                    num_warps=tiles.fold_warps,
+                    num_warps=1,
                     num_stages=1,
                     enable_fp_fusion=True,
                 )

@@ -9,7 +9,7 @@ import triton.language as tl
 
 # Sums over positions of unit vectors as integers times 2^-40: the same in every order, and 2^22 positions fit.
 FIXED_POINT = tl.constexpr(float(1 << 40))
-PARTS = tl.constexpr(256)  # channels of the mean at a time
+PARTS = tl.constexpr(1024)  # channels of the mean at a time: one step for all backbones but ViT-g
 
 
 @triton.jit(

@@ -80,9 +80,11 @@ def _affinity_attention() -> Calls:
 
 def _classify_pixels() -> Calls:
     for dtype, name in NAMES.items():
-        given = (meta(1, 46, 21, 28, dtype=dtype), (375, 500), 40.0, meta(46, dtype=LONG), 21)
-        yield name, lambda given=given: classify_pixels.launch(*given, 0.0, 0)
-        yield name, lambda given=given: classify_pixels.launch_scores(*given)
+        for size in ((375, 500), (42, 56)):  # four rows of pixels between two of logits, and fewer
+            given = (meta(1, 46, 21, 28, dtype=dtype), size, 40.0, meta(46, dtype=LONG), 21)
+            kind = f"{name} {size[0]}x{size[1]}"
+            yield kind, lambda given=given: classify_pixels.launch(*given, 0.0, 0)
+            yield kind, lambda given=given: classify_pixels.launch_scores(*given)
 
 
 def _connected_components() -> Calls:
@@ -105,14 +107,14 @@ def _component_statistics() -> Calls:
 
 def _merge_masks() -> Calls:
     """Labels as `classify_pixels` writes them, or as the pipeline hands them on: in int64, with scores in fp32."""
-    for dtype, padded in itertools.product(NAMES, (1024, 300)):
+    sizes = {"4 rows": ((225, 300), 1024), "8 rows": ((768, 1024), 1024), "own taps": ((225, 300), 300)}
+    for (dtype, name), (kind, valid) in itertools.product(NAMES.items(), sizes.items()):
         for scores, labels in ((dtype, torch.int32), (torch.float32, LONG)):
             given = (
                 *(meta(10, 256, 256, dtype=dtype), meta(10, dtype=LONG), meta(10, dtype=LONG)),
-                *(meta(1, 21, 187, 250, dtype=scores), meta(1, 375, 500, dtype=labels), (225, 300), padded),
+                *(meta(1, 21, 187, 250, dtype=scores), meta(1, 375, 500, dtype=labels), *valid),
             )
-            name = f"{NAMES[dtype]} {3 if padded > 512 else 4} taps, labels {labels}"
-            yield name, lambda given=given: merge_masks.launch(*given)
+            yield f"{name} {kind}, labels {labels}", lambda given=given: merge_masks.launch(*given)
 
 
 def _spatial_entropy() -> Calls:

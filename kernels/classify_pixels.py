@@ -25,52 +25,85 @@ from s2clip.kernels.tiles import LOG2E, adjacent_taps, architecture, launcher
 
 # Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
 SIZES = ("words", "rows", "columns", "height", "width")
+ROWS = 4
 
 
 class Configuration(NamedTuple):
-    """Pixels of a program and its warps."""
+    """Columns of pixels of a program, and its warps."""
 
     block: int
     warps: int
 
 
-def configuration(arch: int, *, scores: bool) -> Configuration:
-    """Two pixels a thread hide the cache for the decision; for the scores one, as two spill 8 bytes on sm_120."""
-    if arch == 0:
-        return Configuration(1024, 1)
-    return Configuration(256, 8) if scores else Configuration(256, 4)
+def configuration(arch: int) -> Configuration:
+    """One column a lane."""
+    return Configuration(256, 1) if arch == 0 else Configuration(64, 2)
+
+
+def rows_of_program(height: int, rows: int) -> int:
+    """ROWS pixels of a column share what is resized across: where the map grows as much, they see three logits."""
+    return ROWS if height >= ROWS * rows else 1
 
 
 @triton.jit
-def _own_pixels(pixels, BLOCK: tl.constexpr):
-    """(image, pixels of this program, which of them exist); one axis of the grid, as the others end at 65,535."""
-    blocks = tl.cdiv(pixels, BLOCK)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    return (tl.program_id(0) // blocks).to(tl.int64), pixel, pixel < pixels
+def _pixels(height, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(image, rows, columns of this program); one axis of the grid, as the others end at 65,535."""
+    blocks = tl.cdiv(width, BLOCK)
+    strips = tl.cdiv(height, ROWS)
+    program = tl.program_id(0)
+    y = program // blocks % strips * ROWS + tl.arange(0, ROWS)
+    x = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    return (program // blocks // strips).to(tl.int64), y, x
 
 
 @triton.jit
-def _corners(pixel, rows, columns, height, width, scale):
-    """(offset of the upper left logit of a pixel's four, their weights times scale)."""
+def _taps(y, x, rows, columns, height, width, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(offsets of the left logit in three rows of logits, shares across, weights down times scale, below).
+
+    below [ROWS,1]: whether a pixel's two rows are the last two of the three.
+    """
     # Pixels beyond the last repeat it, so that no load needs a mask.
-    pixel = tl.minimum(pixel, height * width - 1)
-    top, share_y = adjacent_taps(pixel // width, height, rows)
-    left, share_x = adjacent_taps(pixel % width, width, columns)
-    upper = (1.0 - share_y) * scale
-    lower = share_y * scale
-    weights = (upper * (1.0 - share_x), upper * share_x, lower * (1.0 - share_x), lower * share_x)
-    return top * columns + left, weights
+    top, share_y = adjacent_taps(tl.minimum(y, height - 1), height, rows)
+    left, share_x = adjacent_taps(tl.minimum(x, width - 1), width, columns)
+    strip = tl.program_id(0) // tl.cdiv(width, BLOCK) % tl.cdiv(height, ROWS)
+    first, _ = adjacent_taps(strip * ROWS, height, rows)
+    below = (top > first)[:, None]
+    upper = ((1.0 - share_y) * scale)[:, None]
+    lower = (share_y * scale)[:, None]
+    down = (tl.where(below, 0.0, upper), tl.where(below, upper, lower), tl.where(below, lower, 0.0))
+    third = tl.minimum(first + 2, rows - 1)
+    lines = (first * columns + left[None, :], (first + 1) * columns + left[None, :], third * columns + left[None, :])
+    return lines, ((1.0 - share_x)[None, :], share_x[None, :]), down, below
 
 
 @triton.jit
-def _resized(plane, columns, corner, weights):
-    """scale times the resized logits of one word."""
-    upper = plane + corner
-    lower = plane + columns + corner
-    value = tl.load(upper).to(tl.float32) * weights[0]
-    value = tl.fma(tl.load(upper + 1).to(tl.float32), weights[1], value)
-    value = tl.fma(tl.load(lower).to(tl.float32), weights[2], value)
-    return tl.fma(tl.load(lower + 1).to(tl.float32), weights[3], value)
+def _line(place, across, unsound):
+    """(logits of one row resized across, 0 where not finite; `unsound`, NaN from the first that is not finite on)."""
+    value = tl.load(place).to(tl.float32) * across[0]
+    value = tl.fma(tl.load(place + 1).to(tl.float32), across[1], value)
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0), tl.fma(value, 0.0, unsound)
+
+
+@triton.jit
+def _resized(plane, lines, across, down, unsound, ROWS: tl.constexpr):
+    """(scale times the resized logits of one word [ROWS,BLOCK], `unsound` of the three rows of logits)."""
+    first, first_unsound = _line(plane + lines[0], across, unsound[0])
+    second, second_unsound = _line(plane + lines[1], across, unsound[1])
+    value = tl.fma(second, down[1], first * down[0])
+    third_unsound = unsound[2]
+    if ROWS > 1:
+        third, third_unsound = _line(plane + lines[2], across, unsound[2])
+        value = tl.fma(third, down[2], value)
+    return value, (first_unsound, second_unsound, third_unsound)
+
+
+@triton.jit
+def _sound(unsound, below, ROWS: tl.constexpr):
+    """[ROWS,BLOCK]: whether both rows of logits of a pixel were finite for all words."""
+    total = unsound[0] + unsound[1]
+    if ROWS > 1:
+        total = tl.where(below, unsound[1] + unsound[2], total)
+    return total == total
 
 
 @triton.jit
@@ -95,27 +128,30 @@ def _classify_pixels_kernel(
     scale_log2e,
     threshold,
     background,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image, pixel, inside = _own_pixels(height * width, BLOCK)
+    image, y, x = _pixels(height, width, ROWS, BLOCK)
     # The scale is in the weights, so that comparisons see it: below zero the order turns round, zero makes all equal.
-    corner, weights = _corners(pixel, rows, columns, height, width, scale_log2e)
+    lines, across, down, below = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
     plane = logits + image * words * rows * columns
-    label = tl.full([BLOCK], 2147483647, tl.int32)
-    largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
-    total = tl.zeros([BLOCK], tl.float32)
-    finite = pixel >= 0
+    label = tl.full([ROWS, BLOCK], 2147483647, tl.int32)
+    largest = tl.full([ROWS, BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    zero = tl.zeros([1, BLOCK], tl.float32)
+    unsound = (zero, zero, zero)
     for word in range(0, words):
-        value = _resized(plane, columns, corner, weights)
+        value, unsound = _resized(plane, lines, across, down, unsound, ROWS)
         plane += rows * columns
-        finite = finite & (tl.abs(value) < float("inf"))
         index = tl.load(class_index + word).to(tl.int32)
         better = (value > largest) | ((value >= largest) & (index < label))
         label = tl.where(better, index, label)
         largest, total = _streaming_softmax(value, better, largest, total)
     score = 1.0 / total
     label = tl.where(score < threshold, background, label)
-    out = image * height * width + pixel
+    finite = _sound(unsound, below, ROWS) & (x >= 0)[None, :]
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    out = image * height * width + y[:, None] * width + x[None, :]
     tl.store(labels + out, tl.where(finite, label, -1), mask=inside)
     tl.store(confidence + out, tl.where(finite, score, float("nan")), mask=inside)
 
@@ -133,27 +169,31 @@ def _class_scores_kernel(
     height,
     width,
     scale_log2e,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """word_order sorts the words by class; those of class k are word_order[class_start[k]:class_start[k + 1]]."""
-    image, pixel, inside = _own_pixels(height * width, BLOCK)
-    corner, weights = _corners(pixel, rows, columns, height, width, scale_log2e)
+    image, y, x = _pixels(height, width, ROWS, BLOCK)
+    lines, across, down, below = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
     planes = logits + image * words * rows * columns
-    largest = tl.full([BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
-    total = tl.zeros([BLOCK], tl.float32)
-    finite = pixel >= 0
+    largest = tl.full([ROWS, BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    zero = tl.zeros([1, BLOCK], tl.float32)
+    unsound = (zero, zero, zero)
     plane = planes
     for _ in range(0, words):
-        value = _resized(plane, columns, corner, weights)
+        value, unsound = _resized(plane, lines, across, down, unsound, ROWS)
         plane += rows * columns
-        finite = finite & (tl.abs(value) < float("inf"))
         largest, total = _streaming_softmax(value, value > largest, largest, total)
     share = 1.0 / total
-    out = scores + image * classes * height * width + pixel
+    finite = _sound(unsound, below, ROWS) & (x >= 0)[None, :]
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    out = scores + image * classes * height * width + y[:, None] * width + x[None, :]
     for index in range(0, classes):
-        score = tl.zeros([BLOCK], tl.float32)
+        score = tl.zeros([ROWS, BLOCK], tl.float32)
         for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
-            value = _resized(planes + tl.load(word_order + position) * rows * columns, columns, corner, weights)
+            plane = planes + tl.load(word_order + position) * rows * columns
+            value, _unsound = _resized(plane, lines, across, down, unsound, ROWS)
             score = tl.maximum(score, tl.exp2(value - largest) * share)
         tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
         out += height * width
@@ -183,8 +223,9 @@ def launch(
     confidence = torch.empty((batch, height, width), dtype=torch.float32, device=logits.device)
     if labels.numel() == 0:
         return labels, confidence
-    block, warps = configuration(architecture(logits.device), scores=False)
-    _classify_pixels_kernel[(triton.cdiv(height * width, block) * batch,)](
+    block, warps = configuration(architecture(logits.device))
+    own_rows = rows_of_program(height, rows)
+    _classify_pixels_kernel[(triton.cdiv(height, own_rows) * triton.cdiv(width, block) * batch,)](
         logits,
         class_index.contiguous(),
         labels,
@@ -197,6 +238,7 @@ def launch(
         scale * LOG2E.value,
         float(threshold),
         background,
+        ROWS=own_rows,
         BLOCK=block,
         num_warps=warps,
         num_stages=1,
@@ -219,8 +261,9 @@ def launch_scores(
     sorted_index, word_order = class_index.sort(stable=True)
     boundaries = torch.arange(classes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
     class_start = torch.searchsorted(sorted_index, boundaries).to(torch.int32)
-    block, warps = configuration(architecture(logits.device), scores=True)
-    _class_scores_kernel[(triton.cdiv(height * width, block) * batch,)](
+    block, warps = configuration(architecture(logits.device))
+    own_rows = rows_of_program(height, rows)
+    _class_scores_kernel[(triton.cdiv(height, own_rows) * triton.cdiv(width, block) * batch,)](
         logits,
         word_order,
         class_start,
@@ -232,6 +275,7 @@ def launch_scores(
         height,
         width,
         scale * LOG2E.value,
+        ROWS=own_rows,
         BLOCK=block,
         num_warps=warps,
         num_stages=1,

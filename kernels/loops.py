@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from s2clip.kernels import inspect
 from s2clip.kernels.machine_code import Code, disassemble, parse
@@ -71,19 +73,48 @@ def _of_launch(run: Run, gpu: Gpu, memory: float) -> Launched:
     return Launched(registers, occupancy, problem, prediction)
 
 
+class _Allocated(TorchDispatchMode):
+    """What torch allocates meanwhile: an op writes it before it reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        output = function(*arguments, **(keywords or {}))
+        given = set(map(_storage, _tensors((arguments, keywords))))
+        self.tensors += [tensor for tensor in _tensors(output) if _storage(tensor) not in given]
+        return output
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 def predicted(workload: Workload, gpu: Gpu) -> Row:
     with recorded(gpu.arch):
         workload.call()  # tables that an op keeps from call to call are made once
-    with recorded(gpu.arch) as launches:
-        workload.call()
+    with recorded(gpu.arch) as launches, _Allocated() as allocated:
+        output = workload.call()
+    between_launches = set(map(_storage, allocated.tensors)) - set(map(_storage, _tensors(output)))
     seen: set[int] = set()
+    written = 0.0
     kernels = []
     for run in launches.runs:
-        memory = 0.0
+        memory = -max(0.0, written - gpu.l2_size)
         for name, tensor in run.arguments.items():
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in seen:
-                seen.add(tensor.untyped_storage()._cdata)
-                memory += tensor.numel() * tensor.element_size() * read(run.launch.kernel, name, tensor)
+            if isinstance(tensor, torch.Tensor) and _storage(tensor) not in seen:
+                seen.add(_storage(tensor))
+                size = tensor.numel() * tensor.element_size() * read(run.launch.kernel, name, tensor)
+                if _storage(tensor) in between_launches:
+                    written += size
+                else:
+                    memory += size
+        memory += max(0.0, written - gpu.l2_size)
         kernels.append(_of_launch(run, gpu, memory))
     count = len(kernels) + workload.torch_launches
     seconds = count * LAUNCH + sum(each.prediction.seconds for each in kernels)

@@ -2,8 +2,10 @@
 
 Instructions of a loop count as often as its source says for the launch's arguments (`source_loops`), others once per
 warp. A kernel takes as long as the busiest unit of the busiest SM, or as L2 or memory takes for its bytes, whatever is
-longest: other units, latencies and conflicts are taken to hide behind it. Barriers stall a block for BARRIER cycles,
-which other blocks of the SM fill. Every launch costs LAUNCH seconds, as a node of a captured graph does.
+longest: other units, latencies and conflicts are taken to hide behind it. Memory moves inputs and outputs once, and
+what goes from launch to launch only where L2 cannot hold it: stores write back (PTX ISA, cache operators, st.wb).
+Barriers stall a block for BARRIER cycles, which other blocks of the SM fill. Every launch costs LAUNCH seconds, as a
+node of a captured graph does.
 """
 
 from __future__ import annotations
@@ -34,14 +36,16 @@ ASSUMED: dict[tuple[str, str], Trips] = {
     ("component_statistics.py", "tl.max(rest.to(tl.int32), axis=0) > 0"): 0.1,
     ("connected_components.py", "tl.max(active.to(tl.int32), axis=0) > 0"): 1.0,
     ("connected_components.py", "first <= blocks"): lambda given: given["blocks"] // given["BLOCK"] + 1,
-    ("merge_masks.py", "range(first, last)"): lambda given: given["mask_logits"].shape[0],
-    ("merge_masks.py", "range(top // STRIP, bottom // STRIP + 1)"): 2.0,
-    ("merge_masks.py", "range(first_strip, tl.minimum(first_strip + STRIPS, strips))"): lambda given: given["STRIPS"],
-    ("merge_masks.py", "touched != 0"): 0.25,
-    ("merge_masks.py", "(seen != 0) & (tl.load(class_of + rank + 1, mask=rank + 1 < last, other=-1) != index)"): 0.1,
+    ("merge_kernels.py", "range(first, last, REGIONS)"): lambda given: -(-_regions(given) // given["REGIONS"]),
+    ("merge_kernels.py", "range(top // STRIP, bottom // STRIP + 1)"): 2.0,
+    ("merge_kernels.py", "range(first_strip, tl.minimum(first_strip + STRIPS, strips))"): lambda given: given["STRIPS"],
+    ("merge_kernels.py", "LINES > 0 and current % 2 == 0"): 0.0,  # no logit is NaN or infinite
+    ("merge_kernels.py", "current < 2147483647"): lambda given: 0.25 * min(_regions(given), given["REGIONS"]),
+    ("merge_kernels.py", "tl.load(class_of + following // 2, mask=more, other=-1) != index"): 0.4,
 }
-# Kernels whose loads hit L1 but for the first time: of them L2 gives every element once.
-L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "_merge_kernel", "fold_kernel")
+# Kernels whose loads hit L1 but for the first time: of them L2 gives every element once. `_merge_kernel` of the
+# components reads a pixel's class for its neighbours too; its look-ups, which pass by L1, are few.
+L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "merge_masks_kernel", "_merge_kernel", "fold_kernel")
 
 
 class Iteration(NamedTuple):
@@ -61,6 +65,10 @@ class Prediction(NamedTuple):
     blocks: int
     cycles: dict[str, float]  # of the busiest SM, by what is busy
     loops: list[Iteration]
+
+
+def _regions(given: dict[str, Any]) -> int:
+    return given["mask_logits"].shape[0]
 
 
 def _channels(given: dict[str, Any]) -> int:
@@ -162,6 +170,20 @@ def iteration(code: Code, loop: Loop, many: float, place: str) -> Iteration:
     return Iteration(place, many, len(loop.own), dict(units), dict(accesses))
 
 
+def _ahead(code: Code, found: Sequence[tuple[Loop, float, str]]) -> set[int]:
+    """Copies before a pipelined loop, which its last iterations make up for: as many there have their predicate off."""
+    bodies: dict[str, set[int]] = {}
+    for loop, _, place in found:
+        bodies.setdefault(place, set()).update(loop.body)
+    ahead = set()
+    for index, instruction in enumerate(code.instructions):
+        if instruction.opcode.startswith("LDGSTS"):
+            around = [f"{place.file}:{place.line}" for place in places(instruction.lines) if place.kind == "for"]
+            if around and index not in bodies.get(around[-1], {index}):
+                ahead.add(index)
+    return ahead
+
+
 class Resources(NamedTuple):
     num_warps: int
     resident: int  # blocks that fit one SM
@@ -170,15 +192,16 @@ class Resources(NamedTuple):
 def predict(
     name: str, code: Code, arguments: dict[str, Any], grid: Sequence[int], resources: Resources, gpu: Gpu, memory: float
 ) -> Prediction:
-    """memory: bytes that this launch is the first of its op to read or write."""
+    """memory: bytes that this launch moves to or from memory."""
     times, found = executions(code, arguments)
+    ahead = _ahead(code, found)
     busy: Counter = Counter()
     asked = barriers = 0.0
-    for many, instruction in zip(times, code.instructions, strict=True):
+    for index, (many, instruction) in enumerate(zip(times, code.instructions, strict=True)):
         each = cost(instruction, gpu)
         for what, cycles in each.busy.items():
             busy[what] += many * cycles
-        asked += many * each.bytes
+        asked += 0.0 if index in ahead else many * each.bytes
         barriers += many * instruction.opcode.startswith("BAR")
     blocks = math.prod(grid)
     most = math.ceil(blocks / gpu.multiprocessors)

@@ -6,11 +6,11 @@ clamped values P'. Result: mean of H over the C channels; 0 where it is not fini
 with the smallest sigma of the image's channels, which is why there are two kernels.
 
 B images, C channels. Never written: the standardised maps and the distributions [B,C,N]; the eager chain writes and
-reads each about ten times. Written: four numbers per channel.
+reads each about ten times. Written: three numbers per channel.
 
-fp16, bf16, fp32; arithmetic in fp32; fixed order of summation, no atomics. Tiles are channels x positions, so that
-token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read along their contiguous axis. Loops add tiles to tiles,
-which needs no barrier; one reduction follows. Three passes:
+fp16, bf16, fp32; arithmetic in fp32, the mean over the channels in integers, so that any order of programs gives the
+same bits. Tiles are channels x positions, so that token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read
+along their contiguous axis. Loops add tiles to tiles, which needs no barrier; one reduction follows. Three steps:
 * moments about the mean of the first tile: one pass, and the shift is at most sqrt(N / BLOCK_N) deviations from mu, so
   that the variance loses no more than N / BLOCK_N roundings;
 * S, with log2 P = (x - max x) a - log2 S linear in x;
@@ -25,8 +25,11 @@ import triton.language as tl
 
 from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
-EVERY = tl.constexpr(256)  # deviations at a time
-FIGURES = ("mean", "deviation", "largest", "entropy")
+EVERY = tl.constexpr(1024)  # deviations at a time
+# An image's entropy as an integer times 2^-42, below 32, and above it how many programs have added theirs.
+FIXED_POINT = tl.constexpr(float(1 << 42))
+ONE_PROGRAM = tl.constexpr(1 << 48)
+FIGURES = ("deviation", "largest", "state", "result")
 # One stride is 1, which TOKENS says; then the others come in units of 16 bytes.
 RUN_TIME = [*FIGURES, "channels", "positions", "stride_image", "stride"]
 
@@ -76,9 +79,10 @@ def _add_moments(away, x, total, squares, top):
 @triton.jit(do_not_specialize=RUN_TIME)
 def _moments_kernel(
     features,
-    mean,
     deviation,
     largest,
+    state,
+    result,
     channels,
     positions,
     stride_image,
@@ -87,7 +91,7 @@ def _moments_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Mean, population deviation and maximum of every channel."""
+    """Population deviation and maximum of every channel; zeros for what `_entropy_kernel` adds to."""
     if TOKENS:
         channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
@@ -110,8 +114,10 @@ def _moments_kernel(
         total, squares, top = _add_moments(away, tl.where(n < left, x, float("-inf")), total, squares, top)
     away = tl.sum(total, axis=1) / positions
     variance = _maximum(tl.sum(squares, axis=1) / positions - away * away, 0.0)
+    if tl.program_id(1) == 0:
+        tl.store(state + image, 0)
+        tl.store(result + image, 0.0)
     out = image * channels + c
-    tl.store(mean + out, shift + away, mask=c < channels)
     tl.store(deviation + out, tl.sqrt(variance), mask=c < channels)
     tl.store(largest + out, tl.reduce(top, 1, _maximum), mask=c < channels)
 
@@ -121,7 +127,8 @@ def _entropy_kernel(
     features,
     deviation,
     largest,
-    entropy,
+    state,
+    result,
     channels,
     positions,
     stride_image,
@@ -130,7 +137,7 @@ def _entropy_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Entropy of every channel, in nats."""
+    """Entropy of every channel in nats; an image's last program writes their mean, unless one is not finite."""
     if TOKENS:
         channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
@@ -148,50 +155,44 @@ def _entropy_kernel(
     spread = tl.load(deviation + figures, mask=c < channels, other=0.0) + epsilon
     rate = (1.0 / spread * LOG2E)[:, None]
     top = tl.load(largest + figures, mask=c < channels, other=0.0)[:, None]
+    # (x - top) rate is fma(x, rate, shift) + lost, one operation an element; lost is what rounding took from shift.
+    shift = -top * rate
+    lost = tl.fma(top, rate, shift)
+    least = tl.log2(epsilon)
     left = positions % BLOCK_N
     powers = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     place = start_place
     for _ in range(0, positions // BLOCK_N):
-        powers += tl.exp2((tl.load(place, mask=own, other=0.0).to(tl.float32) - top) * rate)
+        powers += tl.exp2(tl.fma(tl.load(place, mask=own, other=0.0).to(tl.float32), rate, shift))
         place += step
     if left > 0:
         x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
-        powers += tl.where(n < left, tl.exp2((x - top) * rate), 0.0)
-    share = -tl.log2(tl.sum(powers, axis=1) + epsilon)[:, None]
-    least = tl.log2(epsilon)
+        powers += tl.where(n < left, tl.exp2(tl.fma(x, rate, shift)), 0.0)
+    share = -lost - tl.log2(tl.sum(powers, axis=1)[:, None] * tl.exp2(-lost) + epsilon)
     mass = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     surprise = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     place = start_place
     for _ in range(0, positions // BLOCK_N):
         x = tl.load(place, mask=own, other=0.0).to(tl.float32)
-        exponent = _maximum(tl.fma(x - top, rate, share), least)
+        exponent = _maximum(tl.fma(x, rate, shift) + share, least)
         probability = tl.exp2(exponent)
         mass += probability
         surprise = tl.fma(probability, exponent, surprise)
         place += step
     if left > 0:
         x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
-        exponent = _maximum(tl.fma(x - top, rate, share), least)
+        exponent = _maximum(tl.fma(x, rate, shift) + share, least)
         probability = tl.where(n < left, tl.exp2(exponent), 0.0)
         mass += probability
         surprise = tl.fma(probability, tl.where(n < left, exponent, 0.0), surprise)
     total = tl.where(c < channels, tl.sum(mass, axis=1), 1.0)
-    nats = tl.log(total) - tl.sum(surprise, axis=1) / (total * LOG2E)
-    tl.store(entropy + figures, nats, mask=c < channels)
-
-
-@triton.jit(do_not_specialize=["entropy", "result", "channels"])
-def _average_kernel(entropy, result, channels, BLOCK: tl.constexpr):
-    image = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, channels, BLOCK):
-        total += tl.load(entropy + image * channels + start + c, mask=start + c < channels, other=0.0)
-    average = tl.sum(total, axis=0) / channels
-    tl.store(result + image, tl.where(tl.abs(average) < float("inf"), average, 0.0))
-
-
-AVERAGE_BLOCK = 256
+    nats = tl.where(c < channels, tl.log(total) - tl.sum(surprise, axis=1) / (total * LOG2E), 0.0)
+    part = tl.maximum(tl.sum(nats, axis=0), 0.0, propagate_nan=tl.PropagateNan.ALL) / channels
+    if part < float("inf"):
+        fixed = (part * FIXED_POINT).to(tl.int64)
+        before = tl.atomic_add(state + image, fixed + ONE_PROGRAM, sem="relaxed")
+        if before >> 48 == tl.num_programs(1) - 1:
+            tl.store(result + image, ((before & (ONE_PROGRAM - 1)) + fixed).to(tl.float32) * (1.0 / FIXED_POINT))
 
 
 def _readable(features: torch.Tensor) -> bool:
@@ -214,16 +215,14 @@ def launch(features: torch.Tensor) -> torch.Tensor:
         features = features.clone(memory_format=torch.contiguous_format)
     tokens = features.stride(3) != 1
     unit = 16 // features.element_size() if tokens else 1
-    block_c, block_n, warps = configuration(architecture(features.device))
-    mean, deviation, largest, entropy = torch.empty((4, batch, channels), dtype=torch.float32, device=features.device)
-    grid = (batch, triton.cdiv(channels, block_c))
-    sizes = (channels // unit, height * width)
-    strides = (features.stride(0) // unit, features.stride(3 if tokens else 1) // unit)
-    tiles = {"TOKENS": tokens, "BLOCK_C": block_c, "BLOCK_N": block_n}
-    tiles |= {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-    _moments_kernel[grid](features, mean, deviation, largest, *sizes, *strides, **tiles)
-    _entropy_kernel[grid](features, deviation, largest, entropy, *sizes, *strides, **tiles)
-    _average_kernel[(batch,)](
-        entropy, result, channels, BLOCK=AVERAGE_BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=True
-    )
+    chosen = configuration(architecture(features.device))
+    deviation, largest = torch.empty((2, batch, channels), dtype=torch.float32, device=features.device)
+    state = torch.empty(batch, dtype=torch.int64, device=features.device)
+    given = (features, deviation, largest, state, result, channels // unit, height * width)
+    given += (features.stride(0) // unit, features.stride(3 if tokens else 1) // unit)
+    grid = (batch, triton.cdiv(channels, chosen.block_c))
+    tiles = {"TOKENS": tokens, "BLOCK_C": chosen.block_c, "BLOCK_N": chosen.block_n}
+    tiles |= {"num_warps": chosen.warps, "num_stages": 1, "enable_fp_fusion": True}
+    _moments_kernel[grid](*given, **tiles)
+    _entropy_kernel[grid](*given, **tiles)
     return result

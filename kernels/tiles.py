@@ -57,12 +57,12 @@ def adjacent_taps(position, out_size, in_size):
 
 
 @triton.jit
-def bilinear(plane, top, bottom, left, right, share_y, share_x, mask):
+def bilinear(plane, top, bottom, left, right, share_y, share_x):
     """Resized values of one plane; `top` and `bottom` are offsets of rows, `left` and `right` of columns."""
-    top_left = tl.load(plane + top + left, mask=mask, other=0.0).to(tl.float32)
-    top_right = tl.load(plane + top + right, mask=mask, other=0.0).to(tl.float32)
-    bottom_left = tl.load(plane + bottom + left, mask=mask, other=0.0).to(tl.float32)
-    bottom_right = tl.load(plane + bottom + right, mask=mask, other=0.0).to(tl.float32)
-    upper = top_left * (1.0 - share_x) + top_right * share_x
-    lower = bottom_left * (1.0 - share_x) + bottom_right * share_x
-    return upper * (1.0 - share_y) + lower * share_y
+    top_left = tl.load(plane + top + left).to(tl.float32)
+    top_right = tl.load(plane + top + right).to(tl.float32)
+    bottom_left = tl.load(plane + bottom + left).to(tl.float32)
+    bottom_right = tl.load(plane + bottom + right).to(tl.float32)
+    upper = tl.fma(top_right, share_x, top_left * (1.0 - share_x))
+    lower = tl.fma(bottom_right, share_x, bottom_left * (1.0 - share_x))
+    return tl.fma(lower, share_y, upper * (1.0 - share_y))

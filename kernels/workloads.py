@@ -133,9 +133,9 @@ def _components(height: int, width: int) -> Workload:
     class_map = meta(1, height, width, dtype=torch.int32)
     scores = meta(1, 19, height, width, dtype=HALF)
 
-    def call() -> None:
+    def call() -> object:
         labels, count = connected_components.launch_label(class_map, 8, None)
-        component_statistics.launch_measure(labels, class_map, scores, count, 200)
+        return labels, component_statistics.launch_measure(labels, class_map, scores, count, 200)
 
     return Workload(
         "components",
@@ -148,7 +148,10 @@ def _components(height: int, width: int) -> Workload:
 
 
 # The part of a tensor that a launch reads: of every pixel its own class, of a map's scores the live tiles' classes.
-READ = {("_measure_kernel", "scores"): lambda scores: 1 / scores.shape[1], ("_merge_kernel", "scores"): lambda _: LIVE}
+READ = {
+    ("_measure_kernel", "scores"): lambda scores: 1 / scores.shape[1],
+    ("merge_masks_kernel", "scores"): lambda _: LIVE,
+}
 
 
 def read(kernel: str, argument: str, tensor: torch.Tensor) -> float:

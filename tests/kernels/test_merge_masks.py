@@ -9,7 +9,7 @@ import torch
 from specialisations import compiled, recorded
 from torch.nn import functional as F
 
-from s2clip.kernels import merge_masks, reference
+from s2clip.kernels import merge_kernels, merge_masks, reference
 from s2clip.testing import (
     assert_labels_equal_by_margin,
     assert_within_budget,
@@ -100,7 +100,7 @@ class Survey:
             self.kernel[grid](*arguments, **keywords)
             self.order, self.class_of, self.image_start, self.live = arguments[3:7]
             if self.all_live:
-                self.live.copy_(torch.tensor([0, 2**31 - 1]))
+                self.live.copy_(torch.tensor([0, 2**30 - 1]))
 
         return launch
 
@@ -113,8 +113,8 @@ def test_tiles_that_no_mask_reaches_change_nothing(tile, monkeypatch):
     monkeypatch.setattr(merge_masks, "configuration", lambda arch: choice)
     labels, score = merge_masks.launch(*arguments)
     assert torch.equal(labels, reference.merge_masks(*arguments)[0])
-    survey = Survey(merge_masks._survey_kernel, all_live=True)
-    monkeypatch.setattr(merge_masks, "_survey_kernel", survey)
+    survey = Survey(merge_masks.survey_kernel, all_live=True)
+    monkeypatch.setattr(merge_masks, "survey_kernel", survey)
     for actual, expected in zip(merge_masks.launch(*arguments), (labels, score), strict=True):
         assert torch.equal(actual, expected)
 
@@ -138,7 +138,7 @@ def test_tiles_that_no_mask_reaches_read_no_mask(monkeypatch):
     poisoned = masks.clone()
     poisoned[0, 18:], poisoned[0, :, 18:] = torch.nan, torch.nan
     poisoned[1, :13], poisoned[1, :, :13] = torch.nan, torch.nan
-    monkeypatch.setattr(merge_masks, "_merge_kernel", WithOtherMasks(merge_masks._merge_kernel, poisoned))
+    monkeypatch.setattr(merge_masks, "merge_masks_kernel", WithOtherMasks(merge_masks.merge_masks_kernel, poisoned))
     for actual, known in zip(merge_masks.launch(*arguments), expected, strict=True):
         assert torch.equal(actual, known)
 
@@ -152,8 +152,8 @@ def test_survey_orders_regions_and_finds_live_columns(monkeypatch):
     masks[3, 9, 4], masks[5, 10, 20], masks[6, 15, 0] = torch.nan, torch.inf, -torch.inf
     class_index, image_index = integers(classes + 1, regions, seed=1), integers(images + 1, regions, seed=2) - 1
     image_index[image_index == 2] = 3  # an image without regions
-    survey = Survey(merge_masks._survey_kernel)
-    monkeypatch.setattr(merge_masks, "_survey_kernel", survey)
+    survey = Survey(merge_masks.survey_kernel)
+    monkeypatch.setattr(merge_masks, "survey_kernel", survey)
     scores, labels = torch.ones(images, classes, 1, 1), torch.zeros(images, 1, 1, dtype=torch.int64)
     merge_masks.launch(masks, class_index, image_index, scores, labels, (64, 64), 64)
 
@@ -168,6 +168,9 @@ def test_survey_orders_regions_and_finds_live_columns(monkeypatch):
         for strip in range(3):
             columns = live[region, 8 * strip : 8 * strip + 8].any(0).nonzero()
             expected = [int(columns.min()), int(columns.max())] if len(columns) else [2**31 - 1, -1]
+            broken = (~masks[region, 8 * strip : 8 * strip + 8].isfinite()).any(0).nonzero()
+            if len(broken):
+                expected[1] = int(broken.max()) + merge_kernels.BROKEN.value
             assert survey.live[rank, strip].tolist() == expected
 
 
@@ -276,10 +279,12 @@ def test_nothing_to_merge():
     assert merged.shape == score.shape == (BATCH, 0, 32)
 
 
-def test_shipped_tiles(monkeypatch):
+@pytest.mark.parametrize(("size", "tile"), [((6, 40), (0, 0)), ((18, 40), (4, 8)), ((80, 40), (8, 4))])
+def test_shipped_tiles(size, tile, monkeypatch):
     """The configuration of GPUs, which the interpreter does not choose by itself."""
     monkeypatch.setattr(merge_masks, "architecture", lambda device: 90)
-    arguments = arguments_of((16, 64, (64, 64), (18, 40), (9, 20)), masks=blobs(4, 16))
+    assert merge_masks.lines(8, size[0], 64, 16, 64) == tile
+    arguments = arguments_of((16, 64, (64, 64), size, (9, 20)), masks=blobs(4, 16))
     labels, score = merge_masks.launch(*arguments)
     expected, expected_score = reference.merge_masks(*arguments)
     assert torch.equal(labels, expected)
@@ -299,5 +304,5 @@ def test_500_image_sizes_compile_once(dtype):
             valid = (1 + case % 64, 64) if case % 2 else (64, 1 + case % 64)
             labels = torch.empty(batch, height, width, dtype=torch.int32)
             merge_masks.launch(masks, *index, scores, labels, valid, 64)
-    assert sorted(launch.kernel for launch in launches) == ["_merge_kernel", "_survey_kernel"]
+    assert sorted(launch.kernel for launch in launches) == [*3 * ["merge_masks_kernel"], "survey_kernel"]
     assert set(launches) <= compiled("merge_masks", 90)
