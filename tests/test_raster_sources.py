@@ -51,6 +51,17 @@ def test_a_mosaic_gets_the_labels_of_the_whole(tmp_path):
         assert (file.crs, file.transform) == (rasterio.CRS.from_epsg(25832), UTM["transform"])
 
 
+@pytest.mark.parametrize("pipe", ["photo.png", "mosaic.vrt", "left.tif"])
+def test_a_pipe_is_not_waited_for(tmp_path, pipe):
+    found = mosaic(tmp_path / "mosaic.vrt", noise(20, 30), 10)
+    (tmp_path / pipe).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    assert not is_raster(tmp_path / pipe, 1)
+    if pipe == "left.tif":
+        with pytest.raises(ImageError, match=r"left\.tif of it is no file"):
+            Raster(found)
+
+
 def test_a_mosaic_is_gone_on_with_unless_a_part_has_changed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mosaic(tmp_path / "mosaic.vrt", noise(90, 100), 40)

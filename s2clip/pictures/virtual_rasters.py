@@ -21,9 +21,12 @@ SOURCES = ("SimpleSource", "ComplexSource")
 
 def is_virtual(path: str | os.PathLike) -> bool:
     """Whether a file is a description of a raster."""
+    path = Path(path)
     try:
-        with open(path, "rb") as handle:
-            return Path(path).suffix.lower() == ".vrt" and MARK in handle.read(256)
+        if path.suffix.lower() != ".vrt" or not path.is_file():  # a pipe would be waited for without end
+            return False
+        with path.open("rb") as handle:
+            return MARK in handle.read(256)
     except OSError:
         return False
 
@@ -58,6 +61,8 @@ def files_of(path: str | os.PathLike) -> list[Path]:
 
 def _check(name: str, path: Path) -> None:
     try:
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{name}: {path} of it is no file")
         with path.open("rb") as handle:
             if handle.read(4) not in TIFF_MARKS:
                 raise ImageError(f"{name}: {path} of it is no TIFF")
