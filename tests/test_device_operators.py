@@ -82,7 +82,7 @@ def test_one_picture_of_s2clip_takes_at_most_500_operators(monkeypatch):
     with device:
         segmenter = Segmenter(clip, vfm=vfm, method="s2clip")
         segmenter.__dict__["settings"] = {}  # the weights' hashes need values
-        segmenter._remark = lambda words, own: None  # so does a look for words with equal vectors, once per list
+        segmenter._remark = lambda words, own, progress: None  # so does looking for equal vectors, once per list
         segmenter.set_classes([f"thing{index}" for index in range(21)], background="thing0")
         pixels = torch.zeros(3, 375, 500, dtype=torch.uint8)
         device.operators = device.launches = 0

@@ -120,7 +120,7 @@ def test_commands_run(page):
         elif "scenes" in arguments:
             arguments += ["--limit", "2"]
         options = {name for each in main.commands[arguments[0]].params for name in each.opts}
-        if "--short-side" in options - set(arguments):
+        if "--short-side" in options - set(arguments) and "--predictions" not in arguments:
             arguments += ["--short-side", "64"]
         result = CliRunner().invoke(main, [embedded(argument) for argument in arguments])
         expected = (0, 1) if arguments[0] == "check-data" else (0,)  # 1: miniature trees are not complete

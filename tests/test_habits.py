@@ -41,7 +41,6 @@ DONE = {
     "the tree below": (("deep", "--recursive", *SKY), "deep/er/b.png:", {"er/b.png"}),
     "equal names in two folders": (("one/a.png", "two/a.png", *SKY), "two/a.png:", {"one/a.png", "two/a.png"}),
     "equal names the other way": (("two/a.png", "one/a.png", *SKY), "one/a.png:", {"one/a.png", "two/a.png"}),
-    "an address": (("https://example.org/a.png", *SKY), "addresses are not fetched; download the picture", set()),
     "where weights lie": (("a.png", *SKY, "-v"), "INFO: tiny: embedded in the package", {"a.png"}),
 }
 
@@ -57,6 +56,7 @@ def test_it_is_done_and_said(segment, tmp_path, monkeypatch, arguments, said, wr
 
 
 REFUSED = {
+    "an address": (("https://example.org/a.png",), "addresses are read by --engine ray; or download it"),
     "an option twice": (("--threshold", 0.1, "--threshold", 0.2), "--threshold: given 2 times"),
     "sam without refinement": (("--sam", "sam-tiny"), "--sam: has no effect on clip without --refine sam"),
     "a vfm of none": (("--vfm", "tiny-dino"), "--vfm: has no effect, clip uses no vision foundation model"),

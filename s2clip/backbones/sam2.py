@@ -8,17 +8,18 @@ that an embedding is one tensor [B,4C,g,g], C = 256, and `unfold` parts them aga
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2clip.backbones import weights as weight_files
 from s2clip.backbones.model_table import MODELS
 from s2clip.backbones.precision import at_least_float32, freeze, normalise
-from s2clip.backbones.weights import Fingerprint
 from s2clip.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from s2clip.backbones.weights import Fingerprint
 
 SIZES: dict[str, dict[str, Any]] = {
     "hiera_tiny": {},
@@ -120,6 +121,8 @@ def load_sam2(
 ) -> Sam2:
     """A frozen SAM 2.1 by name, one of `NAMES`; arguments as `s2clip.backbones.sam.load_sam`'s, resolved."""
     where = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    from s2clip.backbones import weights as weight_files  # the Hub's client: not for whoever names the class
+
     model, fingerprint = weight_files.load(name, lambda: build_sam2(name), weights, adapt=_adapt, **where)
     return freeze_sam2(Sam2(model, name=name, fingerprint=fingerprint), device, dtype)
 
