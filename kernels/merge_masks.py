@@ -7,7 +7,7 @@ R regions, M x M mask logits, P the padded square (1024), V its valid corner, B 
 
 A bilinear resize is separable, and so are two of them: per axis a pixel sees at most 3 logits where P >= 2M, 4 in
 general, and their weights are worked out once per pixel, not per region. Where the masks grow, the pixels of a lane,
-one below the other, lie among LINES rows of logits (8 pixels among 4 where H is at least V, else 4 among 8): each is
+one below the other, lie among LINES rows of logits (8 pixels among 4 where H is at least V, else 2 among 8): each is
 resized across once, and a pixel is the sum of LINES of them. sigmoid rises, so one is enough per class, at X_c. Two
 launches: `survey` orders the regions by image and class, and notes in which columns of each strip of rows a mask has a
 logit above 0 (or one that is not finite); `merge_masks` compares 64 regions at a time with its tile and visits those
@@ -51,8 +51,11 @@ def configuration(arch: int) -> Configuration:
 
 
 def lines(block_y: int, height: int, valid: int, side: int, padded: int) -> tuple[int, int]:
-    """(rows of a tile, rows of logits that its pixels see at most): block_y and 4, half and 8; 0 logits for more."""
-    for rows, most in ((block_y, 4), (block_y // 2, 8)) if 2 * side <= padded else ():
+    """(rows of a tile, rows of logits that its pixels see at most): block_y and 4, a quarter and 8; 0 logits for more.
+
+    Half a tile and 8 spills 16 to 24 bytes under Triton 3.6.
+    """
+    for rows, most in ((block_y, 4), (block_y // 4, 8)) if 2 * side <= padded else ():
         on_padded = (rows - 1) * valid // height + 2  # from the first pixel's upper neighbour to the last one's lower
         if int(on_padded * side / padded + 0.01) + 3 <= most:
             return rows, most

@@ -279,7 +279,9 @@ def test_nothing_to_merge():
     assert merged.shape == score.shape == (BATCH, 0, 32)
 
 
-@pytest.mark.parametrize(("size", "tile"), [((6, 40), (0, 0)), ((18, 40), (4, 8)), ((80, 40), (8, 4))])
+@pytest.mark.parametrize(
+    ("size", "tile"), [((2, 40), (0, 0)), ((6, 40), (2, 8)), ((18, 40), (2, 8)), ((80, 40), (8, 4))]
+)
 def test_shipped_tiles(size, tile, monkeypatch):
     """The configuration of GPUs, which the interpreter does not choose by itself."""
     monkeypatch.setattr(merge_masks, "architecture", lambda device: 90)
