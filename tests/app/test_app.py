@@ -11,7 +11,7 @@ from PIL import Image
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from waiting import until
+from waiting import click, until
 
 from s2clip import Segmenter, scenes
 from s2clip.results.visualize import overlay
@@ -27,6 +27,10 @@ def source(browser, part: str) -> str | None:
         return None
 
 
+def legend(browser) -> str:
+    return until(lambda: browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text)
+
+
 def fetched(address: str) -> bytes:
     with urllib.request.urlopen(address) as reply:
         return reply.read()
@@ -37,20 +41,23 @@ def picture(address: str) -> np.ndarray:
 
 
 def pick_example(browser) -> None:
-    thumbnails = until(lambda: browser.find_elements(By.CSS_SELECTOR, "button.gallery-item, .gallery-item"))
-    thumbnails[0].click()
+    click(lambda: browser.find_element(By.CSS_SELECTOR, ".gallery-item"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".image-frame img, [data-testid='image'] img"))
 
 
 def type_into(browser, label: str, words: str) -> None:
     path = f"//label[.//span[contains(., '{label}')]]//*[self::textarea or self::input]"
-    box = until(lambda: browser.find_element(By.XPATH, path))
-    box.send_keys(Keys.CONTROL, "a")
-    box.send_keys(words or Keys.DELETE)
+    write(lambda: browser.find_element(By.XPATH, path), words)
+
+
+def write(find, words: str) -> None:
+    """Replace what stands in a box."""
+    until(lambda: find().send_keys(Keys.CONTROL, "a") is None)
+    until(lambda: find().send_keys(words or Keys.DELETE) is None)
 
 
 def press(browser, name: str = "Segment") -> None:
-    browser.find_element(By.XPATH, f"//button[contains(., '{name}')]").click()
+    click(lambda: browser.find_element(By.XPATH, f"//button[contains(., '{name}')]"))
 
 
 def errors(browser) -> list[str]:
@@ -71,7 +78,7 @@ def test_a_visitor_picks_a_picture_types_names_and_sees_the_overlay_change(brows
     first = until(lambda: source(browser, "overlay"))
     shown = np.asarray(overlay(expected.image, expected.segmentation, expected.classes, legend=False))
     assert np.array_equal(picture(first), shown)
-    assert "house" in browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text
+    assert "house" in legend(browser)
     until(lambda: "ms" in browser.find_element(By.ID, "time").text)
     names = browser.execute_script(
         "return [...document.querySelectorAll('#overlay title')].map(one => one.textContent)"
@@ -92,9 +99,8 @@ def test_a_visitor_picks_a_picture_types_names_and_sees_the_overlay_change(brows
     press(browser)
     second = until(lambda: source(browser, "overlay") not in (None, first) and source(browser, "overlay"))
     assert not np.array_equal(picture(second), shown)
-    legend = browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text
-    assert "snow" in legend
-    assert "house" not in legend
+    until(lambda: "snow" in legend(browser))
+    assert "house" not in legend(browser)
     assert errors(browser) == []
 
 
@@ -140,11 +146,13 @@ def test_on_a_phone_nothing_is_cut_off_and_the_result_comes_into_sight(browser):
 def test_every_method_answers_on_the_page_that_has_regions_of_its_own(browser):
     pick_example(browser)
     press(browser, "Method, threshold")
-    box = until(lambda: browser.find_element(By.CSS_SELECTOR, "input[aria-label='Method']"))
-    box.click()
-    box.send_keys(Keys.CONTROL, "a")
-    box.send_keys("corrclip")
-    box.send_keys(Keys.ENTER)
+
+    def box():
+        return browser.find_element(By.CSS_SELECTOR, "input[aria-label='Method']")
+
+    click(box)
+    write(box, "corrclip")
+    until(lambda: box().send_keys(Keys.ENTER) is None)
     press(browser)
     until(lambda: source(browser, "overlay"))
     assert errors(browser) == []

@@ -1,13 +1,27 @@
 """Pages change when they like: ask until they have."""
 
-import time
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
+from selenium.webdriver.support.wait import WebDriverWait
+
+# What a page says of a part that is not drawn yet, is drawn anew, or still moves.
+NOT_YET = (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 
 
 def until(condition, *, seconds: float = 60):
-    """What `condition` returns once it is true; AssertionError after so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {condition}")
+    """What `condition` returns once it is true; TimeoutException after so many seconds."""
+    return WebDriverWait(None, seconds, 0.2, NOT_YET).until(lambda _: condition(), f"not within {seconds} s")
+
+
+def click(find) -> None:
+    """Press what `find` finds, once it is there and can be pressed."""
+    until(lambda: find().click() is None)
