@@ -145,6 +145,7 @@ follow_imports = skip
 """
 
 
+@pytest.mark.long
 def test_the_readmes_python_passes_mypy(tmp_path):
     """Of s2clip its types count, as for a user who installed it; torch is skipped, whose own types take minutes."""
     text = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S))

@@ -228,6 +228,7 @@ def test_profile_refuses_what_it_cannot_do(arguments, message, monkeypatch):
         program("profile").main(arguments)
 
 
+@pytest.mark.long
 def test_the_bench_command_on_any_machine(tmp_path):
     """`pytest bench/ --benchmark-only`, two of its entries: the import of torch is most of this test's time."""
     command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-q", "-k", "spatial_entropy"]

@@ -363,6 +363,7 @@ def test_actors_of_ray_write_what_one_process_writes(ray_here, tmp_path, monkeyp
     equal_to_one_process(tmp_path, "--workers", "2")
 
 
+@pytest.mark.long
 def test_a_picture_that_ends_its_process_is_named_and_the_others_are_done(ray_here, tmp_path):
     """By two actors, which have all processors of this Ray: readers need none."""
     rows_of(tmp_path, 6)

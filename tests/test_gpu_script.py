@@ -74,7 +74,7 @@ def test_both_calls_fit_in_the_quarter_of_an_hour(plan):
         assert all(step.rehearsal or step.host_may_lack for step in part.steps), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rehearsal_collects_and_names_everything_without_what_a_bare_machine_lacks(plan, tmp_path):
     done = call(GPU / "run", "--rehearse", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

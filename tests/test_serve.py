@@ -254,7 +254,7 @@ def test_a_server_that_cannot_be_is_refused_in_a_line(options, code, said, tmp_p
     assert len(result.output.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_models_that_are_not_there_end_the_start_with_a_line(tmp_path, capfd):
     options = ["--model", "ViT-B-16", "--local-files-only", "--cache-dir", str(tmp_path)]
     with pytest.raises(RuntimeError, match="ended with 3"), load.serving(*options):

@@ -153,7 +153,7 @@ class Segmented(torch.utils.data.Dataset):
         return self.segmenter(PICTURE).segmentation
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_spawned_data_loader_takes_a_segmenter():
     segmenter = Segmenter.from_pretrained("tiny", method="clip").set_classes(CLASSES)
     loader = torch.utils.data.DataLoader(

@@ -31,19 +31,19 @@ def rows(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_configuration_keeps_the_limits(rows):
     broken = [f"{row['kernel']} {row['config']} sm_{row['arch']}: {row['problem']}" for row in rows if row["problem"]]
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_operator_is_compiled_for_every_architecture(rows):
     assert tuple(ARCHITECTURES) == SHIPPED_ARCHITECTURES
     assert {(row["op"], row["arch"]) for row in rows} == {(op, arch) for op in operators() for arch in ARCHITECTURES}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_are_those_of_a_compiled_kernel(rows):
     for row in rows:
         assert 0 < row["registers"] <= 255, row
@@ -87,6 +87,7 @@ for arch, head_dim, sizes in ((80, 64, {16}), (90, 80, {8, 16})):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "script",
     [

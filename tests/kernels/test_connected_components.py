@@ -236,6 +236,7 @@ for case in sorted(inspect.cases("connected_components", 90), key=lambda case: c
 """
 
 
+@pytest.mark.long
 def test_machine_code():
     """Loops of lanes without barriers or shared memory, relaxed unions, parents read past the L1 cache.
 

@@ -173,6 +173,7 @@ def predictions(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: f"{budget[0]} sm_{budget[1]}")
 def test_no_loop_is_slower_than_its_budget(budget, predictions):
     name, arch = budget
@@ -182,6 +183,7 @@ def test_no_loop_is_slower_than_its_budget(budget, predictions):
     assert row["microseconds"] <= most, f"budget: {reason}; now {kernels}"
 
 
+@pytest.mark.long
 def test_every_loop_of_every_predicted_kernel_is_counted(predictions):
     for name, row in predictions.items():
         assert row["launches"] >= len(row["kernels"]) > 0
@@ -192,6 +194,7 @@ def test_every_loop_of_every_predicted_kernel_is_counted(predictions):
                 assert loop["instructions"] == loop["units"]["issue"] > 1, (name, kernel["kernel"])
 
 
+@pytest.mark.long
 def test_the_documented_table_is_what_the_model_says(predictions):
     """Ten per cent of room: versions of Triton order instructions in their own ways."""
     page = (Path(__file__).parents[2] / "docs" / "profiling.md").read_text(encoding="utf-8")
