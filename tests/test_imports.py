@@ -1,8 +1,11 @@
 """What importing costs and changes: shown in fresh processes outside the repository."""
 
+import json
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 WITHOUT_TRITON = """
 import importlib.abc, sys
@@ -24,18 +27,56 @@ def fresh(code: str, folder, *options: str) -> str:
     return process.stdout.strip()
 
 
-def test_loads_no_kernel_no_model_library_and_no_gpu(tmp_path):
-    code = """
-        import sys
-        import torch
-        heavy = {"triton", "open_clip", "timm", "segment_anything", "torchvision", "transformers", "huggingface_hub"}
-        loaded = lambda: sorted((heavy | {"PIL"}) & {name.split(".")[0] for name in sys.modules})
-        import s2clip.ops
-        print(loaded())
-        import s2clip.segmenter
-        print(loaded(), torch.cuda.is_initialized())
-    """
-    assert fresh(code, tmp_path).split("\n") == ["[]", "['PIL'] False"]
+OBSERVED = """
+    import json, sys
+    import torch
+    opened = []
+    sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith("socket.") else None)
+    heavy = {"triton", "open_clip", "timm", "segment_anything", "torchvision", "transformers", "huggingface_hub", "PIL"}
+    loaded = lambda: sorted(heavy & {name.split(".")[0] for name in sys.modules})
+    seen = {}
+    import s2clip
+    seen["names"] = sorted(dir(s2clip))
+    from s2clip import ops
+    seen["after ops"] = loaded()
+    from s2clip import Method, Segmenter
+    seen["after the segmenter"] = [loaded(), torch.cuda.is_initialized()]
+    seen["exported"] = [Segmenter.__name__, Method.__name__, ops.__name__]
+    try:
+        s2clip.segmenters
+    except AttributeError as error:
+        seen["unknown"] = str(error)
+    seen["sockets"] = [event for event in opened if event != "socket.gethostname"]  # which asks nobody outside
+    ops.spatial_entropy(torch.randn(1, 2, 3, 4))
+    seen["kernels"] = sorted(name for name in sys.modules if name.startswith("s2clip.kernels."))
+    print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """What one fresh process saw, since each costs the import of torch."""
+    return json.loads(fresh(OBSERVED, tmp_path_factory.mktemp("observed")))
+
+
+def test_loads_no_kernel_no_model_library_and_no_gpu(observed):
+    assert observed["after ops"] == []
+    assert observed["after the segmenter"] == [["PIL"], False]
+
+
+def test_cpu_tensors_load_no_kernel(observed):
+    definitions = ["precision", "reference", "reference_components"]  # torch alone
+    assert observed["kernels"] == [f"s2clip.kernels.{name}" for name in definitions]
+
+
+def test_opens_no_socket(observed):
+    assert observed["sockets"] == []
+
+
+def test_public_names(observed):
+    assert observed["names"] == ["Method", "Result", "Segmenter", "__version__", "ops"]
+    assert observed["exported"] == ["Segmenter", "Method", "s2clip.ops"]
+    assert observed["unknown"] == "module 's2clip' has no attribute 'segmenters'"
 
 
 def test_package_alone_does_not_even_load_torch(tmp_path):
@@ -43,18 +84,6 @@ def test_package_alone_does_not_even_load_torch(tmp_path):
     assert fresh(code, tmp_path) == "True False"
     reader = "import s2clip.cluster.files, s2clip.cluster.pool, sys; print('torch' in sys.modules)"
     assert fresh(reader, tmp_path) == "False"  # of a cluster: it starts in a second, and takes no half a gigabyte
-
-
-def test_opens_no_socket(tmp_path):
-    code = """
-        import sys
-        import torch
-        opened = []
-        sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith("socket.") else None)
-        import s2clip.ops, s2clip.segmenter
-        print([event for event in opened if event != "socket.gethostname"])  # which asks nobody outside the machine
-    """
-    assert fresh(code, tmp_path) == "[]"
 
 
 def test_changes_no_global_state(tmp_path):
@@ -102,36 +131,6 @@ def test_ops_work_without_triton(tmp_path):
         print(ops.spatial_entropy(scores).isfinite().all().item(), len(regions.area) == int(count))
     """)
     assert fresh(code, tmp_path) == "True True"
-
-
-def test_cpu_tensors_load_no_kernel(tmp_path):
-    code = """
-        import sys
-        import torch
-        from s2clip import ops
-        ops.spatial_entropy(torch.randn(1, 2, 3, 4))
-        print(sorted(name for name in sys.modules if name.startswith("s2clip.kernels.")))
-    """
-    definitions = ["precision", "reference", "reference_components"]  # torch alone
-    assert fresh(code, tmp_path) == str([f"s2clip.kernels.{name}" for name in definitions])
-
-
-def test_public_names(tmp_path):
-    code = """
-        import s2clip
-        print(sorted(dir(s2clip)))
-        print(s2clip.Segmenter.__name__, s2clip.Method.__name__, s2clip.ops.__name__)
-        from s2clip import Segmenter, Method, ops
-        try:
-            s2clip.segmenters
-        except AttributeError as error:
-            print(error)
-    """
-    assert fresh(code, tmp_path).split("\n") == [
-        "['Method', 'Result', 'Segmenter', '__version__', 'ops']",
-        "Segmenter Method s2clip.ops",
-        "module 's2clip' has no attribute 'segmenters'",
-    ]
 
 
 def test_nothing_named_kernels_at_the_top_level(tmp_path):

@@ -50,7 +50,7 @@ def test_a_picture_is_segmented_without_triton(tmp_path):
     run(
         tmp_path,
         "from s2clip import Segmenter, scenes\n"
-        "segmenter = Segmenter.from_pretrained('tiny').set_classes(scenes.CLASSES)\n"
+        "segmenter = Segmenter.from_pretrained('tiny', short_side=64).set_classes(scenes.CLASSES)\n"
         "assert segmenter(scenes.generate(0, (48, 64))[0]).segmentation.shape == (48, 64)",
         before="sys.modules['triton'] = None",
     )
