@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2clip.backbones.precision import at_least_float32
 from s2clip.shelter import sheltered
 
 CHUNK = 1 << 21
@@ -119,7 +120,7 @@ class LogitScores(ScoreMaps):
 
     def __init__(self, logits: Tensor, scale: float, class_index: Sequence[int], size: tuple[int, int]) -> None:
         """logits [Q,h,w]; size: (H,W) of the picture."""
-        self.logits, self.class_index = logits.float() * scale, tuple(class_index)
+        self.logits, self.class_index = at_least_float32(logits) * scale, tuple(class_index)
         self.classes = max(class_index) + 1
         self.device = logits.device
         self.fine_size = half_size(size)
@@ -141,9 +142,8 @@ class LogitScores(ScoreMaps):
     def summary(self, class_map: Tensor) -> Summary:
         size = (class_map.shape[0], class_map.shape[1])
         words = range(len(self.logits))
-        best, log_sum = torch.empty(2, *size, device=self.device)
-        own = torch.zeros(size, device=self.device)
-        peak = torch.zeros(self.classes, device=self.device)
+        best, log_sum = self.logits.new_empty(2, *size)
+        own, peak = self.logits.new_zeros(size), self.logits.new_zeros(self.classes)
         for strip in self._strips(len(words), size):
             scaled = self._upsampled(words, size, strip)
             torch.logsumexp(scaled, 0, out=log_sum[strip])
@@ -164,7 +164,7 @@ class LogitScores(ScoreMaps):
         """Rows of scale·logits resized to `size`, bilinear: [n,r,W]."""
         chosen = take(self.logits, words) if len(words) < len(self.logits) else self.logits
         last = chosen.shape[1] - 1
-        source = torch.arange(rows.start, rows.stop, device=self.device, dtype=torch.float32)
+        source = torch.arange(rows.start, rows.stop, device=self.device, dtype=chosen.dtype)
         source = ((source + 0.5) * ((last + 1) / size[0]) - 0.5).clamp_(0, last)
         above = source.long()
         upper, lower = chosen.index_select(1, above), chosen.index_select(1, (above + 1).clamp_(max=last))
@@ -174,7 +174,7 @@ class LogitScores(ScoreMaps):
     def _log_sum(self, size: tuple[int, int]) -> Tensor:
         size = (size[0], size[1])
         if size not in self._normaliser:
-            words, total = range(len(self.logits)), torch.empty(size, device=self.device)
+            words, total = range(len(self.logits)), self.logits.new_empty(size)
             for strip in self._strips(len(words), size):
                 torch.logsumexp(self._upsampled(words, size, strip), 0, out=total[strip])
             self._normaliser[size] = total
@@ -183,7 +183,7 @@ class LogitScores(ScoreMaps):
 
 def largest(scores: DenseScores, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Labels [H,W] int64, the first largest class, and its score [H,W]; some classes at a time."""
-    best = torch.full(size, -1.0, device=scores.device)
+    best = torch.full(size, -1.0, device=scores.device, dtype=at_least_float32(scores.scores[:0]).dtype)
     labels = torch.zeros(size, dtype=torch.int64, device=scores.device)
     for group in scores.chunks(range(scores.classes), scores.largest(size)):
         value, index = scores.planes(group, size).max(0)
