@@ -89,7 +89,9 @@ ROWS = {
         cheap=True,
     ),
     "long": Row(
-        "this environment: every configuration compiled and counted, the quarter of an hour rehearsed, Ray, mypy", tests=LONG, cheap=True
+        "every configuration compiled and counted, the quarter of an hour rehearsed, Ray, mypy",
+        tests=LONG,
+        cheap=True,
     ),
     **{
         f"triton-{version}": Row(f"compile gate, Triton {version}", triton=version, cheap=version in ("3.6", "3.9"))
