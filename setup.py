@@ -33,6 +33,7 @@ TEST = [
     "mypy>=1.20",
     "colorspacious>=1.1.2",
     "fonttools>=4.50",
+    "setuptools>=77",  # what the source distribution holds is asked of setup.py
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=6.29",

@@ -36,8 +36,23 @@ class _Open:
 
         shape = self.parts[0]
         if len(self.parts) > 1:
-            shape = shapely.simplify(shapely.union_all(self.parts), 0)  # without the corners where tiles met
+            shape = _with_corners_only(shapely.union_all(self.parts))
         return Region(self.class_index, self.confidence / self.pixels, self.pixels, shape)
+
+
+def _with_corners_only(shape: Any) -> Any:
+    """A polygon along pixel edges without points amid its sides, where tiles met.
+
+    `shapely.simplify` keeps such a point where a ring begins, or not, by the version of GEOS.
+    """
+    import shapely
+
+    rings = []
+    for ring in (shape.exterior, *shape.interiors):
+        points = shapely.get_coordinates(ring)[:-1]
+        amid = (np.roll(points, 1, axis=0) == points) & (np.roll(points, -1, axis=0) == points)
+        rings.append(points[~amid.any(axis=1)])
+    return shapely.Polygon(rings[0], rings[1:])
 
 
 def regions(
