@@ -1,7 +1,7 @@
-"""`refine="trident"`: Algorithm 2 as published. Per class on the host: one-hot mask, scikit-image, one decoder call.
+"""`refine="trident"`: Algorithm 2, class by class on the host: one-hot mask, scikit-image, one decoder call.
 
 The baseline: the truth that `sam` is held to, and what it is faster than. Written for likeness, not for speed.
-Source: Algorithm 2 of the paper, and the refinement of Trident (arXiv:2411.09219).
+Source: Algorithm 2 of the paper, and the refinement of Trident (arXiv:2411.09219), whose code it equals if `faithful`.
 """
 
 from collections.abc import Sequence
