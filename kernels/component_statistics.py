@@ -40,16 +40,20 @@ BOTTOM = tl.constexpr(7)
 
 
 class Configuration(NamedTuple):
-    """Pixels per program of measure, labels that it reduces one by one, rows per program of report; all on one warp."""
+    """Rows and columns of a program of measure, labels that it reduces one by one, records per program of report."""
 
-    measure: int
+    lines: int
+    columns: int
     rounds: int
     report: int
 
 
 def configuration(arch: int) -> Configuration:
-    """One choice for all GPUs; arch 0 is the interpreter, which pays per operation and not per lane: large blocks."""
-    return Configuration(4096, 4, 1024) if arch == 0 else Configuration(256, 4, 32)
+    """One choice for all GPUs; arch 0 is the interpreter, which pays per operation and not per lane: large tiles.
+
+    Within one row of pixels nothing is divided, and the row itself needs no minimum and maximum.
+    """
+    return Configuration(64, 64, 4, 1024) if arch == 0 else Configuration(1, 256, 4, 32)
 
 
 @triton.jit
@@ -100,6 +104,12 @@ def _key(order, pixel):
 
 
 @triton.jit
+def _integer(values):
+    """int32, or int64 where the dtype holds more; of uint32 what is beyond turns negative, which counts as nothing."""
+    return values.to(tl.int32 if values.dtype.primitive_bitwidth < 64 else tl.int64)
+
+
+@triton.jit
 def _area(pixels, bad):
     return pixels.to(tl.int64) + (bad.to(tl.int64) << 32)
 
@@ -112,7 +122,7 @@ def _measure_kernel(
     count,
     end,
     state,
-    pixels: tl.int32,
+    lines: tl.int32,
     classes: tl.int32,
     height: tl.int32,
     width: tl.int32,
@@ -123,27 +133,32 @@ def _measure_kernel(
     scale: tl.float32,
     SCORED: tl.constexpr,
     ROUNDS: tl.constexpr,
-    LANES: tl.constexpr,
+    LINES: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
     """With SCORED labels 1..count, as `launch_measure`; without, labels 0..count − 1 as `launch_moments`."""
-    pixel = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    inside = pixel < pixels
-    x = pixel % width
-    y = pixel // width % height
-    image = pixel // width // height
-    index = tl.load(labels + pixel, mask=inside, other=0).to(tl.int64)
+    lane = tl.arange(0, LINES * PIXELS)
+    programs_of_line = tl.cdiv(width, PIXELS)
+    first_line = tl.program_id(0) // programs_of_line * LINES
+    line = first_line + lane // PIXELS
+    x = tl.program_id(0) % programs_of_line * PIXELS + lane % PIXELS
+    inside = (line < lines) & (x < width)
+    pixel = line * width + x
+    image = line // height
+    y = line - image * height
+    index = _integer(tl.load(labels + pixel, mask=inside, other=0))
     if SCORED:
         index -= 1
     rows = tl.load(count + image, mask=inside, other=0)
     rest = inside & (index >= 0) & (index < rows)
     row = (tl.load(end + image, mask=rest, other=0) - rows + index).to(tl.int32)
 
-    class_id = tl.zeros([LANES], tl.int64)
+    class_id = tl.zeros([LINES * PIXELS], tl.int32)
     bad = inside & (pixel < 0)
     total = x.to(tl.int64)
     best = y.to(tl.int64)
     if SCORED:
-        class_id = tl.load(class_map + pixel, mask=rest, other=0).to(tl.int64)
+        class_id = _integer(tl.load(class_map + pixel, mask=rest, other=0))
         known = rest & (class_id >= 0) & (class_id < classes)
         offset = image * batch_stride + class_id * class_stride + y * row_stride + x * column_stride
         own = tl.load(scores + offset, mask=known, other=float("nan")).to(tl.float32)
@@ -165,6 +180,12 @@ def _measure_kernel(
                 best_of_one = _key(highest, first)
             else:
                 best_of_one = tl.sum(tl.where(mine, best, 0), axis=0)
+            if LINES == 1:
+                top = height - first_line % height
+                bottom = first_line % height + 1
+            else:
+                top = tl.max(tl.where(mine, height - y, 0), axis=0)
+                bottom = tl.max(tl.where(mine, y + 1, 0), axis=0)
             _record(
                 state,
                 one,
@@ -173,9 +194,9 @@ def _measure_kernel(
                 _area(tl.sum(mine.to(tl.int32), axis=0), tl.sum((mine & bad).to(tl.int32), axis=0)),
                 tl.max(tl.where(mine, class_id, 0), axis=0),
                 tl.max(tl.where(mine, width - x, 0), axis=0),
-                tl.max(tl.where(mine, height - y, 0), axis=0),
+                top,
                 tl.max(tl.where(mine, x + 1, 0), axis=0),
-                tl.max(tl.where(mine, y + 1, 0), axis=0),
+                bottom,
                 one >= 0,
                 SCORED,
             )
@@ -280,7 +301,7 @@ def launch_moments(labels: torch.Tensor, count: torch.Tensor, rows: int) -> tupl
 
 def _measured(labels, count, rows: int, class_map=None, scores=None) -> tuple[torch.Tensor, torch.Tensor]:
     """The records [rows,COLUMNS], and the row at which each image ends."""
-    end = count.cumsum(0, dtype=torch.int32)
+    end = count if len(count) == 1 else count.cumsum(0, dtype=torch.int32)
     state = torch.zeros((rows, COLUMNS.value), dtype=torch.int64, device=labels.device)
     labels = dense(labels)
     class_map = labels if class_map is None else dense(class_map)
@@ -289,13 +310,14 @@ def _measured(labels, count, rows: int, class_map=None, scores=None) -> tuple[to
     height, width = labels.shape[1:]
     tiles = configuration(architecture(labels.device))
     for part in strips(labels) if labels.numel() and rows else ():
-        pixels = labels[part].numel()
-        _measure_kernel[(triton.cdiv(pixels, tiles.measure),)](
+        lines = labels[part].shape[0] * height
+        _measure_kernel[(triton.cdiv(lines, tiles.lines) * triton.cdiv(width, tiles.columns),)](
             *(labels[part], class_map[part], scores[part], count[part], end[part], state),
-            *(pixels, scores.shape[1], height, width, *scores.stride(), 2.0 ** _fixed_point(height * width)),
+            *(lines, scores.shape[1], height, width, *scores.stride(), 2.0 ** _fixed_point(height * width)),
             SCORED=scored,
             ROUNDS=tiles.rounds,
-            LANES=tiles.measure,
+            LINES=tiles.lines,
+            PIXELS=tiles.columns,
             **launch_options(1),
         )
     return state, end

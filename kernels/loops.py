@@ -100,12 +100,17 @@ def predicted(workload: Workload, gpu: Gpu) -> Row:
         workload.call()  # tables that an op keeps from call to call are made once
     with recorded(gpu.arch) as launches, _Allocated() as allocated:
         output = workload.call()
-    between_launches = set(map(_storage, allocated.tensors)) - set(map(_storage, _tensors(output)))
+    outputs = set(map(_storage, _tensors(output)))
+    between_launches = set(map(_storage, allocated.tensors)) - outputs
+    last = {_storage(each): number for number, run in enumerate(launches.runs) for each in _tensors(run.arguments)}
     seen: set[int] = set()
     written = 0.0
     kernels = []
-    for run in launches.runs:
+    for number, run in enumerate(launches.runs):
         memory = -max(0.0, written - gpu.l2_size)
+        # An output that several launches write goes to memory once, with the last of them: L2 writes back.
+        seen -= {each for each in outputs if last.get(each) == number}
+        seen |= {each for each in outputs if last.get(each, number) != number}
         for name, tensor in run.arguments.items():
             if isinstance(tensor, torch.Tensor) and _storage(tensor) not in seen:
                 seen.add(_storage(tensor))

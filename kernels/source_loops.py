@@ -63,6 +63,19 @@ def places(lines: Sequence[Line]) -> tuple[Place, ...]:
     return tuple(around)
 
 
+@functools.cache
+def _text(file: str) -> list[str]:
+    path = FOLDER / file
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+@functools.cache
+def stands_in(lines: tuple[Line, ...], fragments: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a source line of an instruction, or of a call that it was inlined from, holds one of the fragments."""
+    texts = [(file, _text(file)[line - 1].strip() + "\n") for file, line in lines if 0 < line <= len(_text(file))]
+    return any(file == name and fragment in text for file, text in texts for name, fragment in fragments)
+
+
 def trips(head: str, arguments: Mapping[str, Any]) -> int:
     """Iterations of `for _ in <head>`, a range over arguments of the launch."""
     names = {"range": range, "len": len, "min": min, "max": max}

@@ -142,7 +142,7 @@ def _components(height: int, width: int) -> Workload:
         f"label and measure {height}x{width}",
         call,
         bytes=10.0 * height * width,
-        torch_launches=3,
+        torch_launches=1,
         modules=("connected_components", "component_statistics"),
     )
 

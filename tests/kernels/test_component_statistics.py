@@ -16,7 +16,11 @@ from s2clip.ops import drop_in
 from s2clip.testing import integers, layouts, normal
 
 NAMES = ("image_index", "class_index", "label", "area", "box", "score", "point")
-BLOCKS = {"many labels in a block": (4096, 4, 1024), "labels cross blocks": (64, 4, 8), "no rounds": (256, 0, 32)}
+BLOCKS = {
+    "many labels in a block": (64, 64, 4, 1024),
+    "a row at a time, labels cross blocks": (1, 32, 4, 8),
+    "no rounds": (8, 32, 0, 32),
+}
 
 
 def scene(batch=3, height=19, width=23, classes=3, dtype=torch.float32, ignore_index=None, device="cpu"):
