@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -36,6 +37,8 @@ SECONDS = 20.0
 WAITING = 30
 SMALL = 1e-4
 """Of all pixels: less is the rounding of the shares."""
+SIDE = 2048
+"""Pixels a side of what is shown and kept; files have the picture's own size, in which 24 megapixels keep 360 MB."""
 HOVER_SIDE = 96
 """Rows and columns of the grid that names are shown by under the pointer."""
 TINY = (
@@ -56,6 +59,14 @@ CSS = """
 .s2clip-legend small {opacity: .65}
 .s2clip-legend .s2clip-none {background: #fff; outline: 1px solid #999; outline-offset: -1px}
 """
+
+
+class Shown(NamedTuple):
+    """What the page keeps of a visitor's last result: enough to draw it again, and no more than SIDE pixels a side."""
+
+    result: Result
+    shares: Mapping[str, float]
+    """Of the whole result."""
 
 
 class Page:
@@ -95,10 +106,11 @@ class Page:
         if unknown := segmenter.clip.unknown_words(list(words.words)):
             gr.Warning(f"model {self.model} does not know: {', '.join(unknown)}")
         result = above(result, threshold, number)
+        shown = Shown(at_most(result, SIDE), result.shares)
         return (
-            result,
-            view(result, opacity),
-            *pictures_of(result),
+            shown,
+            view(shown, opacity),
+            *pictures_of(shown),
             times(result.timings),
             files_of(result, Path(picture)),
         )
@@ -148,16 +160,20 @@ class Page:
                     )
             result = gr.State()
             asked = [picture, classes, method, refine, threshold, background, opacity]
-            done = button.click(self.segment, asked, [result, shown, labels, confidence, spent, files])
+            shows = [result, shown, labels, confidence, spent, files]
+            done = button.click(self.segment, asked, shows, show_progress_on=shown)
             done.success(None, js=TO_THE_RESULT)
-            opacity.release(view, [result, opacity], shown, queue=False)
+            # by the pointer, the keys or a number; of a slider on its way the last place counts
+            opacity.change(
+                view, [result, opacity], shown, queue=False, trigger_mode="always_last", show_progress="hidden"
+            )
         # one after the other in the order of asking; who comes when WAITING wait is told so
         return page.queue(default_concurrency_limit=1, max_size=WAITING)
 
 
 def mistake(text: str) -> gr.Error:
-    """Said on the page; nothing of it is the server's business."""
-    return gr.Error(text, print_exception=False, title="")
+    """Said on the page until it is closed; nothing of it is the server's business."""
+    return gr.Error(text, print_exception=False, duration=None)
 
 
 def above(result: Result, threshold: float, background: int | None) -> Result:
@@ -169,22 +185,38 @@ def above(result: Result, threshold: float, background: int | None) -> Result:
     return dataclasses.replace(result, segmentation=labels, background=background)
 
 
-def view(result: Result | None, opacity: float) -> str:
+def at_most(result: Result, side: int) -> Result:
+    """Every n-th pixel of the maps, and the picture in their size: no more than `side` pixels a side."""
+    step = -(-max(result.segmentation.shape) // side)
+    if step == 1:
+        return result
+    labels, confidence = (
+        maps[step // 2 :: step, step // 2 :: step].clone() for maps in (result.segmentation, result.confidence)
+    )
+    image = Image.fromarray(result.image.permute(1, 2, 0).cpu().numpy())
+    small = np.array(image.resize(labels.shape[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0))
+    image = torch.from_numpy(small).permute(2, 0, 1)
+    return dataclasses.replace(result, segmentation=labels, confidence=confidence, image=image)
+
+
+def view(shown: Shown | None, opacity: float) -> str:
     """The tinted picture, a name under the pointer, and the legend below."""
-    if result is None:
+    if shown is None:
         return ""
-    shown = overlay(result.image, result.segmentation, result.classes, opacity=opacity, legend=False)
-    return f'<div class="s2clip-view">{inline(shown)}{hovers(result)}</div>{legend(result)}'
+    result = shown.result
+    picture = overlay(result.image, result.segmentation, result.classes, opacity=opacity, legend=False)
+    return f'<div class="s2clip-view">{inline(picture)}{hovers(result)}</div>{legend(shown)}'
 
 
-def pictures_of(result: Result) -> tuple[str, Image.Image]:
+def pictures_of(shown: Shown) -> tuple[str, Image.Image]:
     """The label map in its colours, and the confidence."""
+    result = shown.result
     labels = result.segmentation.cpu().numpy()
     colours = np.full((*labels.shape, 3), 255, np.uint8)
     known = labels < len(result.classes)
     colours[known] = class_colours(len(result.classes))[labels[known]]
     confidence = (255 * result.confidence.cpu().numpy()).round().astype(np.uint8)
-    plain = f'<div class="s2clip-view">{inline(Image.fromarray(colours))}{hovers(result)}</div>{legend(result)}'
+    plain = f'<div class="s2clip-view">{inline(Image.fromarray(colours))}{hovers(result)}</div>{legend(shown)}'
     return plain, Image.fromarray(confidence)
 
 
@@ -216,16 +248,17 @@ def first_word(result: Result, index: int) -> str:
     return result.classes[index].split(";")[0].strip() if index < len(result.classes) else "no class"
 
 
-def legend(result: Result) -> str:
+def legend(shown: Shown) -> str:
     """Colour, name and share of each class, the largest first; last the share that belongs to none."""
+    result, shares = shown
     colours = class_colours(len(result.classes)).tolist()
-    present = sorted(((share, -index) for index, share in enumerate(result.shares.values()) if share), reverse=True)
+    present = sorted(((share, -index) for index, share in enumerate(shares.values()) if share), reverse=True)
     rows = [
         f'<span><i style="background: rgb{tuple(colours[-index])}"></i>{html.escape(first_word(result, -index))} '
         f"<small>{100 * share:.1f} %</small></span>"
         for share, index in present
     ]
-    if (none := 1 - sum(result.shares.values())) > SMALL:
+    if (none := 1 - sum(shares.values())) > SMALL:
         rows.append(f'<span><i class="s2clip-none"></i>no class <small>{100 * none:.1f} %</small></span>')
     return f'<div class="s2clip-legend">{"".join(rows)}</div>'
 

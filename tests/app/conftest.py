@@ -1,5 +1,6 @@
 """A served page and a headless Chromium (the system's packages chromium and chromium-driver)."""
 
+import http.client
 import os
 import socket
 import subprocess
@@ -69,5 +70,5 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as reply:
             return reply.status == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):  # of another program, where it took the port meanwhile
         return False

@@ -115,21 +115,72 @@ def test_what_is_missing_is_said_on_the_page_and_not_on_the_server(browser, page
         pick_example(browser)
     type_into(browser, "Classes", words)
     press(browser)
-    until(lambda: any(message in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
+    until(lambda: said(browser, message))
     assert source(browser, "overlay") is None
     assert errors(browser) == []
     assert "Traceback" not in page_log.read_text()
 
 
-def test_a_picture_of_70_megapixels_is_refused_in_one_line(browser, page_log, tmp_path):
-    Image.new("RGB", (10_000, 7_000)).save(tmp_path / "large.jpg")
-    field = until(lambda: browser.find_element(By.CSS_SELECTOR, "input[type='file']"))
-    field.send_keys(str(tmp_path / "large.jpg"))
+def test_a_picture_of_70_megapixels_is_refused_in_one_line_and_lets_the_next_visitor_go_on(browser, page_log, tmp_path):
+    Image.effect_noise((1000, 700), 60).resize((10_000, 7_000), Image.Resampling.NEAREST).save(tmp_path / "large.jpg")
+    until(
+        lambda: (
+            browser.find_element(By.CSS_SELECTOR, "input[type='file']").send_keys(str(tmp_path / "large.jpg")) is None
+        )
+    )
+    first, address = browser.current_window_handle, browser.current_url
+    browser.switch_to.new_window("tab")
+    browser.get(address)
+    pick_example(browser)
+    press(browser)
+    until(lambda: source(browser, "overlay"))
+    browser.switch_to.window(first)
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".image-frame img, [data-testid='image'] img"))
     press(browser)
     words = "large.jpg: 10000x7000 is 70.0 megapixels, over the limit of 24"
-    until(lambda: any(words in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body")))
+    until(lambda: said(browser, words))
     assert "Traceback" not in page_log.read_text()
+
+
+def test_opacity_and_threshold_change_what_is_shown(browser, expected):
+    pick_example(browser)
+    type_into(browser, "Classes", WORDS)
+    press(browser)
+    first = until(lambda: source(browser, "overlay"))
+
+    def changed(before):
+        return until(lambda: source(browser, "overlay") not in (None, before) and source(browser, "overlay"))
+
+    def field(label, kind):
+        path = f"//input[@type='{kind}'][ancestor::*[contains(@class, 'block')][1][.//*[text()='{label}']]]"
+        return lambda: browser.find_element(By.XPATH, path)
+
+    until(lambda: field("Opacity", "range")().send_keys(Keys.HOME) is None)
+    plain = changed(first)
+    untinted = overlay(expected.image, expected.segmentation, expected.classes, legend=False, opacity=0)
+    assert np.array_equal(picture(plain), np.asarray(untinted))
+
+    press(browser, "Method, threshold")
+    write(field("Threshold of the score", "number"), "0.9" + Keys.TAB)
+    press(browser)
+    legend = until(lambda: "no class" in (text := of_legend(browser)) and text)
+    share = float((expected.confidence < 0.9).float().mean())
+    assert f"no class {100 * share:.1f} %" in legend
+    type_into(browser, "Pixels under it become", "rock")
+    press(browser)
+    rock = ((expected.confidence < 0.9) | (expected.segmentation == 4)).float().mean()
+    until(lambda: f"rock {100 * float(rock):.1f} %" in of_legend(browser))
+    type_into(browser, "Pixels under it become", "rok")
+    press(browser)
+    until(lambda: said(browser, "background: expected one of sky, house; hut"))
+
+
+def of_legend(browser) -> str:
+    return browser.find_element(By.CSS_SELECTOR, "#overlay .s2clip-legend").text
+
+
+def said(browser, words: str) -> bool:
+    return any(words in toast.text for toast in browser.find_elements(By.CSS_SELECTOR, ".toast-body"))
 
 
 def test_on_a_phone_nothing_is_cut_off_and_the_result_comes_into_sight(browser):
