@@ -74,7 +74,7 @@ def classify_pixels(
     labels = torch.empty((len(logits), *size), dtype=torch.int32)
     confidence = torch.empty((len(logits), *size), dtype=dtype)
     index, order = class_index.sort(stable=True)
-    last_first = list(enumerate(index.tolist()))[::-1]
+    index = index.to(torch.int32)
     step = max(1, STRIP // (len(index) * size[1]))
     for image in range(len(logits)):
         maps = logits[image].to(dtype)[order] * scale
@@ -82,10 +82,9 @@ def classify_pixels(
             rows = slice(start, min(start + step, size[0]))
             strip = reference.resized_rows(maps, size[0], rows.start, rows.stop)
             strip = F.interpolate(strip, size[1], mode="linear", align_corners=False)
-            largest = strip.amax(0)
+            largest, first = strip.max(0)
             label = labels[image, rows]
-            for word, own_class in last_first:
-                label.masked_fill_(strip[word] == largest, own_class)
+            label.copy_(index[first])
             best = strip.sub_(largest).exp_().sum(0).reciprocal_()
             confidence[image, rows] = best
             if threshold > 0:
