@@ -49,6 +49,14 @@ def together(arch: int, terms: int, head_dim: int, dtype: torch.dtype, has_bias:
     return terms <= (3 if head_dim <= 64 else 2 if head_dim <= 80 and arch != 120 else 1)
 
 
+def apart(arch: int, dtype: torch.dtype, has_bias: bool) -> bool:
+    """Whether the last tile of keys is a step of its own, so that the loop needs no mask: 10 % fewer instructions.
+
+    On sm_90, where issue binds. Elsewhere tensor cores do, and two copies of the step spill 56 bytes at three terms.
+    """
+    return not has_bias and (arch == 0 or (arch == 90 and dtype != torch.float32))
+
+
 def configuration(
     arch: int, terms: int, head_dim: int, dtype: torch.dtype, tokens: int, has_bias: bool
 ) -> Configuration:
@@ -69,6 +77,8 @@ def configuration(
         block_n = 16  # Triton 3.6 spills 24 bytes at 32
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
     wide = arch == 90 and (tokens > 1024 or has_bias)
+    if arch == 90 and terms == 2 and head_dim <= 64:  # sums are rescaled half as often; three terms would spill
+        wide, block_n = True, 64  # 64 rows a block would wait for L2
     return Configuration(128 if wide else 64, block_n, 8 if wide else 4, 2)
 
 
@@ -100,6 +110,8 @@ def launch(
         inputs = [F.pad(tensor, (0, padding)) for tensor in (query, key, value)]
         return launch(*inputs, terms, weights, scale, bias)[..., :head_dim].contiguous()
     inputs = [_with_rows(tensor) for tensor in (query, key, value)]
+    if scale < 0 and bias is None:  # the largest product has the smallest score: a form that no method uses
+        bias = torch.zeros(value.shape[2], device=value.device).expand(value.shape[2], -1)
     if bias is not None and (bias.stride(1) != 1 or MAX_BLOCK * bias.stride(0) >= 1 << 31):
         bias = bias.contiguous()
     given = (*inputs, scale, bias)
@@ -114,7 +126,9 @@ def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) 
     (query, query_strides), (key, key_strides), (value, value_strides) = query, key, value
     batch, heads, tokens, head_dim = value.shape
     arch = architecture(value.device)
-    block_m, constants = _constants(arch, tuple(terms), head_dim, value.dtype, tokens, bias is not None)
+    has_bias = bias is not None
+    sizes = (arch, tuple(terms), head_dim, value.dtype, tokens, has_bias)
+    block_m, constants = _constants(*sizes, apart(arch, value.dtype, has_bias))
     output = torch.empty(value.shape, dtype=dtype, device=value.device)
     recombined_attention_kernel[(-(-tokens // block_m) * heads * batch,)](
         query,
@@ -137,7 +151,7 @@ def _launch(query, key, value, scale, bias, terms, weights, dtype: torch.dtype) 
 
 @functools.lru_cache(maxsize=1024)
 def _constants(
-    arch: int, terms: tuple[str, ...], head_dim: int, dtype: torch.dtype, tokens: int, has_bias: bool
+    arch: int, terms: tuple[str, ...], head_dim: int, dtype: torch.dtype, tokens: int, has_bias: bool, is_apart: bool
 ) -> tuple[int, dict[str, int | bool]]:
     """(BLOCK_M, what the kernel is compiled for): the same for every picture of a size, so worked out once."""
     tiles = configuration(arch, len(terms), head_dim, dtype, tokens, has_bias)
@@ -150,6 +164,7 @@ def _constants(
         "MAIN": main,
         "REST": rest,
         "HAS_BIAS": has_bias,
+        "APART": is_apart,
         "UPCAST": arch == 0,  # the interpreter multiplies the bit patterns of bf16
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,

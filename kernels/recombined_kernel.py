@@ -20,14 +20,18 @@ def _load_columns(
     COLUMNS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     UPCAST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """[ROWS, COLUMNS] from column FIRST on; zero outside."""
+    """[ROWS, COLUMNS] from column FIRST on; zero outside. MASKED: rows may end inside the tile."""
     d = FIRST + tl.arange(0, COLUMNS)
     offset = (tl.arange(0, ROWS) * token_stride)[:, None] + d[None, :]
-    mask = inside[:, None]
     if FIRST + COLUMNS > HEAD_DIM:
-        mask = mask & (d < HEAD_DIM)[None, :]
-    tile = tl.load(base + offset, mask=mask, other=0.0)
+        mask = inside[:, None] & (d < HEAD_DIM)[None, :] if MASKED else (d < HEAD_DIM)[None, :]
+        tile = tl.load(base + offset, mask=mask, other=0.0)
+    elif MASKED:
+        tile = tl.load(base + offset, mask=inside[:, None], other=0.0)
+    else:
+        tile = tl.load(base + offset)
     if UPCAST:
         tile = tile.to(tl.float32)
     return tile
@@ -43,13 +47,71 @@ def _load_tile(
     REST: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     UPCAST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """The pair [ROWS, MAIN], [ROWS, REST]; the second repeats the first, unused, where REST is 0."""
-    main = _load_columns(base, token_stride, inside, ROWS, 0, MAIN, HEAD_DIM, UPCAST)
+    main = _load_columns(base, token_stride, inside, ROWS, 0, MAIN, HEAD_DIM, UPCAST, MASKED)
     rest = main
     if REST > 0:
-        rest = _load_columns(base, token_stride, inside, ROWS, MAIN, REST, HEAD_DIM, UPCAST)
+        rest = _load_columns(base, token_stride, inside, ROWS, MAIN, REST, HEAD_DIM, UPCAST, MASKED)
     return main, rest
+
+
+@triton.jit
+def _step(
+    x,
+    y,
+    state,
+    shift,
+    inside,
+    scale_log2e,
+    RIGHT: tl.constexpr,
+    TERMS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    REST: tl.constexpr,
+    APART: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """State (maxima, sums, accumulators of MAIN and REST channels) after one more tile of keys.
+
+    APART: the scale, not below 0, is part of the exponent, where it costs nothing: the largest product has the largest
+    score. TAIL: keys beyond `inside` count nothing, also where the scale is 0. Else `shift` is -inf for them.
+    """
+    row_max, row_sum, main, rest = state
+    new_max = ()
+    new_sum = ()
+    new_main = ()
+    new_rest = ()
+    for t in tl.static_range(TERMS):
+        score = tl.dot(x[t][0], tl.trans(y[(RIGHT >> 2 * t) & 3][0]), input_precision="ieee")
+        if REST > 0:
+            score = tl.dot(x[t][1], tl.trans(y[(RIGHT >> 2 * t) & 3][1]), score, input_precision="ieee")
+        if APART:
+            if TAIL:
+                score = tl.where(inside[None, :], score, LOWEST)
+            highest = tl.maximum(row_max[t], tl.max(score, 1) * scale_log2e)
+            decay = tl.exp2(row_max[t] - highest)
+            p = tl.exp2(tl.fma(score, scale_log2e, -highest[:, None]))
+            if TAIL:
+                p = tl.where(inside[None, :], p, 0.0)
+        else:
+            # Adding the mask costs nothing beside the scale; a select would hold 8 predicates and spill at T = 3.
+            score = tl.fma(score, scale_log2e, shift)
+            highest = tl.maximum(row_max[t], tl.max(score, 1))
+            decay = tl.exp2(row_max[t] - highest)
+            p = tl.exp2(score - highest[:, None])
+        new_max = new_max + (highest,)
+        new_sum = new_sum + (tl.fma(row_sum[t], decay, tl.sum(p, 1)),)
+        p = p.to(DTYPE)
+        if UPCAST:
+            p = p.to(tl.float32)
+        new_main = new_main + (tl.dot(p, y[2][0], main[t] * decay[:, None], input_precision="ieee"),)
+        if REST > 0:
+            new_rest = new_rest + (tl.dot(p, y[2][1], rest[t] * decay[:, None], input_precision="ieee"),)
+        else:
+            new_rest = new_rest + (rest[t],)
+    return new_max, new_sum, new_main, new_rest
 
 
 @triton.jit
@@ -70,6 +132,7 @@ def _attend(
     MAIN: tl.constexpr,
     REST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    APART: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -89,7 +152,7 @@ def _attend(
     for t in tl.static_range(TERMS):
         stride = token_strides[(LEFT >> 2 * t) & 3]
         base = bases[(LEFT >> 2 * t) & 3] + start_m.to(tl.int64) * stride
-        x = x + (_load_tile(base, stride, live, BLOCK_M, MAIN, REST, HEAD_DIM, UPCAST),)
+        x = x + (_load_tile(base, stride, live, BLOCK_M, MAIN, REST, HEAD_DIM, UPCAST, True),)
         # A finite start: a row whose first keys are all -inf stays 0 until a finite score comes, and 0/0 if none does.
         row_max = row_max + (tl.full([BLOCK_M], LOWEST, tl.float32),)
         row_sum = row_sum + (tl.zeros([BLOCK_M], tl.float32),)
@@ -97,13 +160,14 @@ def _attend(
         rest = rest + (tl.zeros([BLOCK_M, REST if REST > 0 else 1], tl.float32),)
     base_0, base_1, base_2 = bases
     bias_rows = bias + start_m.to(tl.int64) * bias_stride
-
-    for start_n in range(0, tokens, BLOCK_N):
+    # Where APART the last tile, if it is not full, is a step of its own, and the loop has no mask.
+    whole = tokens // BLOCK_N * BLOCK_N
+    for start_n in range(0, tokens // BLOCK_N * BLOCK_N if APART else tokens, BLOCK_N):
         inside = start_n + n < tokens
         y = (
-            _load_tile(base_0, token_strides[0], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
-            _load_tile(base_1, token_strides[1], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
-            _load_tile(base_2, token_strides[2], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST),
+            _load_tile(base_0, token_strides[0], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, not APART),
+            _load_tile(base_1, token_strides[1], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, not APART),
+            _load_tile(base_2, token_strides[2], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, not APART),
         )
         if HAS_BIAS:
             offset = (m * bias_stride)[:, None] + (start_n + n)[None, :]
@@ -111,36 +175,24 @@ def _attend(
             shift = shift.to(tl.float32) * LOG2E
         else:
             shift = tl.where(inside, 0.0, float("-inf"))[None, :]
-        new_max = ()
-        new_sum = ()
-        new_main = ()
-        new_rest = ()
-        for t in tl.static_range(TERMS):
-            score = tl.dot(x[t][0], tl.trans(y[(RIGHT >> 2 * t) & 3][0]), input_precision="ieee")
-            if REST > 0:
-                score = tl.dot(x[t][1], tl.trans(y[(RIGHT >> 2 * t) & 3][1]), score, input_precision="ieee")
-            # Adding the mask costs nothing beside the scale; a select would hold 8 predicates and spill at T = 3.
-            score = tl.fma(score, scale_log2e, shift)
-            highest = tl.maximum(row_max[t], tl.max(score, 1))
-            decay = tl.exp2(row_max[t] - highest)
-            p = tl.exp2(score - highest[:, None])
-            new_max = new_max + (highest,)
-            new_sum = new_sum + (tl.fma(row_sum[t], decay, tl.sum(p, 1)),)
-            p = p.to(DTYPE)
-            if UPCAST:
-                p = p.to(tl.float32)
-            new_main = new_main + (tl.dot(p, y[2][0], main[t] * decay[:, None], input_precision="ieee"),)
-            if REST > 0:
-                new_rest = new_rest + (tl.dot(p, y[2][1], rest[t] * decay[:, None], input_precision="ieee"),)
-            else:
-                new_rest = new_rest + (rest[t],)
-        row_max = new_max
-        row_sum = new_sum
-        main = new_main
-        rest = new_rest
+        row_max, row_sum, main, rest = _step(
+            *(x, y, (row_max, row_sum, main, rest), shift, inside, scale_log2e),
+            *(RIGHT, TERMS, DTYPE, REST, APART, False, UPCAST),
+        )
         base_0 += BLOCK_N * token_strides[0]
         base_1 += BLOCK_N * token_strides[1]
         base_2 += BLOCK_N * token_strides[2]
+    if APART and whole < tokens:
+        inside = whole + n < tokens
+        y = (
+            _load_tile(base_0, token_strides[0], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, True),
+            _load_tile(base_1, token_strides[1], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, True),
+            _load_tile(base_2, token_strides[2], inside, BLOCK_N, MAIN, REST, HEAD_DIM, UPCAST, True),
+        )
+        row_max, row_sum, main, rest = _step(
+            *(x, y, (row_max, row_sum, main, rest), 0.0, inside, scale_log2e),
+            *(RIGHT, TERMS, DTYPE, REST, APART, True, UPCAST),
+        )
 
     total_main = main[0] * (weights[0] / row_sum[0])[:, None]
     total_rest = rest[0] * (weights[0] / row_sum[0])[:, None]
@@ -184,6 +236,7 @@ def recombined_attention_kernel(
     MAIN: tl.constexpr,
     REST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    APART: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -219,6 +272,7 @@ def recombined_attention_kernel(
         MAIN,
         REST,
         HAS_BIAS,
+        APART,
         UPCAST,
         BLOCK_M,
         BLOCK_N,

@@ -35,7 +35,7 @@ SHAPES = {
     "ViT-B/16 at 224: a tail of 5, cross terms": (1, 1, 197, 64, ("qk", "kv", "vq"), (1.0, -0.5, 0.25), False),
     "ViT-H: 64 + 16": (1, 1, 197, 80, ("qq", "kk"), (0.5, 0.5), True),
     "the second part of the head is masked": (1, 1, 63, 72, ("qq", "kk", "vv"), (0.2, 0.3, 0.5), False),
-    "one pass per term": (1, 1, 197, 64, ("qq", "kk", "vv", "qk"), (0.4, -0.3, 0.2, 0.1), True),
+    "one pass per term": (1, 1, 70, 64, ("qq", "kk", "vv", "qk"), (0.4, -0.3, 0.2, 0.1), True),
     "one pass per term, 64 + 16": (1, 2, 63, 80, ("vq", "kk", "vk", "qv"), (0.25, 0.25, 0.25, 0.25), True),
     "the widest head": (1, 2, 63, 128, ("qq", "vv", "kq"), (2.0, 0.0, -1.0), False),
 }
@@ -91,6 +91,17 @@ def test_a_weight_of_zero_removes_its_term(device):
     query, key, value, *_ = arguments((1, 1, 30, 16, DEFAULT, (1, 1, 1), False), torch.float32, device)
     both = launch(query, key, value, ("qq", "kk"), (0.6, 0.0), 0.25, None)
     assert torch.equal(both, launch(query, key, value, ("qq",), (0.6,), 0.25, None))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("tokens", [64, 70])
+def test_the_last_tile_may_be_a_step_of_its_own(tokens, apart, device, monkeypatch):
+    monkeypatch.setattr(recombined_attention, "apart", lambda *sizes: apart)
+    for scale in (0.25, 0.0):
+        given = arguments((1, 1, tokens, 16, ("qk", "vv"), (0.7, -0.4), False), torch.float32, device)
+        check(*given[:5], scale, None)
+    key = normal(1, 1, tokens, 16, seed=1, device=device).abs() + 3
+    check(-key, key, key, ("qk",), (1.0,), 1.0, None)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 50.0])
