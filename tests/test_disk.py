@@ -75,6 +75,7 @@ def test_a_disk_that_is_full_at_any_moment(run, tmp_path, monkeypatch, lasting, 
         done.append(hold_together(output))
         (said,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")] or [""]
         assert (exit_code == 3) == (f"{output}" in said) == ("cannot write there: No space left on device" in said)
+        assert "--resume" not in said  # data sets of a run are not gone on with
         if done[-1]:
             document = json.loads((output / "run.json").read_text())
             assert {one["source"] for one in document["images"]} <= {"photos/a.png", "photos/b.png"}
@@ -97,7 +98,7 @@ def test_the_list_of_failures_is_written_into_the_room_kept_for_it(run, tmp_path
     full_disk(monkeypatch, 7, 7)  # classes.json, run.json, two files and a line of a.png, one file of b.png
     result = run("photos")
     assert result.exit_code == 3
-    assert "; 1 of 4 pictures are done, --resume does the others" in result.stderr
+    assert "; 1 of 4 pictures are done; --resume does the others" in result.stderr
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert [one["source"] for one in record["images"]] == ["photos/a.png"]
     assert [one["source"] for one in record["failed"]] == ["photos/0.png"]

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 from test_rasters import UTM, labels_of, noise, run, segment, write
 
@@ -147,3 +148,30 @@ def test_a_disk_without_room_leaves_nothing_half_written(tmp_path, most):
     assert sorted(map(os.path.basename, record["files"].values())) == sorted(
         one.name for one in (tmp_path / "out").iterdir() if not one.name.endswith(".aux.xml")
     )
+
+
+@pytest.mark.parametrize("lost", ["the end", "labels", "an overview"])
+def test_labels_that_a_full_disk_lost_in_silence_do_not_appear(tmp_path, monkeypatch, lost):
+    """GDAL has closed the copy by then and raised nothing."""
+    path = write(tmp_path / "a.tif", noise(700, 600))
+    copy = rasterio.shutil.copy
+
+    def losing(source, target, **options):
+        copy(source, target, **options)
+        if lost == "the end":
+            os.truncate(target, os.path.getsize(target) - 8)
+            return
+        with tifffile.TiffFile(target) as file:
+            (pixels, reduced) = file.pages
+            place = (reduced if lost == "an overview" else pixels).dataoffsets[0]
+        with open(target, "r+b") as file:
+            file.seek(place + 10)
+            file.write(bytes(20))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rasterio.shutil, "copy", losing)
+        with pytest.raises(OutputError, match=r"a\.labels\.tif: cannot write there: "):
+            segment(path, tmp_path / "out", "cog", window=700)
+    assert {one.name for one in (tmp_path / "out").iterdir()} == {"a.windows"}
+    segment(path, tmp_path / "out", "cog", window=700, resume=True)
+    assert labels_of(tmp_path / "out/a.labels.tif").shape == (700, 600)

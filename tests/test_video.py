@@ -1,6 +1,8 @@
 """`s2clip segment clip.mp4`: every n-th frame, label PNGs and an overlay film (extra `video`)."""
 
+import errno
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 from s2clip import Segmenter, scenes
 from s2clip.errors import ImageError
 from s2clip.pictures.video import Video
+from s2clip.results.film import Film
 
 CLASSES = "sky, water; sea, grass, house"
 
@@ -133,3 +136,14 @@ def test_without_the_extra_one_line_names_it(run, clip, monkeypatch):
     result = segment(run, clip)
     assert result.exit_code == 3
     assert "pip install 's2clip[video]'" in result.stderr
+
+
+def test_a_full_disk_ends_the_run_in_one_line(run, clip, monkeypatch):
+    """The frames find room and the film none, as FFmpeg tells it."""
+    full = av.error.OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a name of its own")
+    monkeypatch.setattr(Film, "_add", lambda film, pixels: (_ for _ in ()).throw(full))
+    result = segment(run, clip, "--every", 3)
+    assert result.exit_code == 3, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: out/clip.overlay.mp4: cannot write there: No space left on device; ")
+    assert not list(Path("out").glob("*.mp4"))

@@ -229,7 +229,7 @@ def segment(
                 if not as_json and show_progress:
                     say(f"{film}: {counted(record['frames'], 'frame')} -> {', '.join(record['files'].values())}")
         except KeyboardInterrupt:
-            say(f"{asked - len(todo) + len(done)} of {asked} pictures are done; --resume does the others", err=True)
+            say(_how_far(asked - len(todo) + len(done), asked, runs), err=True)
             raise
         finally:
             results.close()
@@ -245,8 +245,7 @@ def segment(
     if failures:
         say(f"{len(done)} done, {len(failures)} failed", err=True)
     if stopped is not None:
-        there = f"{asked - len(todo) + len(done)} of {asked} pictures are done"
-        raise EnvironmentFailure(f"{stopped}; {there}, --resume does the others")
+        raise EnvironmentFailure(f"{stopped}; {_how_far(asked - len(todo) + len(done), asked, runs)}")
     if failures:
         sys.exit(INPUTS_FAILED)
 
@@ -268,6 +267,14 @@ def class_names(classes: Sequence[str], classes_file: Path | None) -> list[str]:
 
 def _failed(failures: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"source": source, "error": reason} for source, reason in failures]
+
+
+def _how_far(done: int, asked: int, runs: Sequence[str]) -> str:
+    """Of a run that ended early."""
+    if not asked:
+        return "a film is segmented in one go"
+    how = f"{', '.join(runs)} of all of them needs them all again" if runs else "--resume does the others"
+    return f"{done} of {asked} pictures are done; {how}"
 
 
 def _summary(record: dict[str, Any]) -> str:

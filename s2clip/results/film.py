@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from s2clip.files import written_by_others
+
 
 class Film:
     """A file that appears under `path` when it is closed, with all frames that were added until then."""
@@ -18,7 +20,14 @@ class Film:
         self._file: Any = None
 
     def add(self, pixels: np.ndarray) -> None:
-        """uint8 [H,W,3]; frames of one size, whose odd last row and column are left out, as the format asks."""
+        """uint8 [H,W,3]; frames of one size, whose odd last row and column are left out, as the format asks.
+
+        Raises `OutputError`, and so does `close`.
+        """
+        with written_by_others(self.path):
+            self._add(pixels)
+
+    def _add(self, pixels: np.ndarray) -> None:
         import av
 
         height, width = (side - side % 2 for side in pixels.shape[:2])
@@ -36,10 +45,11 @@ class Film:
         if self._file is None:
             return None
         try:
-            for packet in self._stream.encode():
-                self._file.mux(packet)
-            self._file.close()
-            os.replace(self._temporary, self.path)
+            with written_by_others(self.path):
+                for packet in self._stream.encode():
+                    self._file.mux(packet)
+                self._file.close()
+                os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
         return self.path

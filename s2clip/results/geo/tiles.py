@@ -5,6 +5,7 @@ what it had done. A virtual raster lays them side by side, and GDAL copies that 
 block, so that memory does not grow with the raster.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -115,6 +116,7 @@ class Tiles:
         try:
             with written_by_others(path), rasterio.Env(GDAL_CACHEMAX=CACHE), _unplaced():
                 copy(virtual, temporary, driver="COG", BIGTIFF="IF_SAFER", **options)
+                _check_copy(virtual, temporary)
             with writing(path):
                 os.replace(temporary, path)
             if band == 1:
@@ -175,6 +177,19 @@ class Tiles:
         names = "".join(f"<Category>{escape(name.split(';')[0].strip())}</Category>" for name in self.classes)
         band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
         return f"<PAMDataset>{band}</PAMDataset>\n"
+
+
+def _check_copy(source: Path, copied: Path) -> None:
+    """Raise OSError unless every block is there: GDAL may find the disk full as it closes a file, and not say so."""
+    import rasterio
+
+    with rasterio.open(source) as before, rasterio.open(copied) as after:
+        if before.checksum(1) != after.checksum(1):
+            raise OSError(errno.EIO, "what was written is not what was to be written")
+        levels = len(after.overviews(1))
+    for level in range(levels):
+        with rasterio.open(copied, overview_level=level) as reduced:
+            reduced.checksum(1)
 
 
 def _axes(crs: Any) -> str:
