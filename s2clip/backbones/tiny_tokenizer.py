@@ -13,6 +13,9 @@ import torch
 PADDING, START, UNKNOWN = 0, 1, 2
 _SPECIAL_TOKENS = 3
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_SIGN = r"[a-z0-9]|[^\x00-\xbf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]"
+_WRITTEN = re.compile(rf"(?:{_SIGN})+(?:-(?:{_SIGN})+)*")
+"""A word of any script, or pictographs, as its writer sees it: of ASCII the same as _WORD."""
 
 
 def read_vocabulary() -> tuple[str, ...]:
@@ -54,4 +57,5 @@ class WordTokenizer:
     def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
         """Words of the texts that the model never saw, each once, in order of appearance."""
         texts = [texts] if isinstance(texts, str) else texts
-        return list(dict.fromkeys(word for text in texts for word in split_words(text) if word not in self._ids))
+        written = (word for text in texts for word in _WRITTEN.findall(text.lower()))
+        return list(dict.fromkeys(word for word in written if word not in self._ids))
