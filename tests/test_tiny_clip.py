@@ -52,7 +52,7 @@ def test_unknown_words_are_named_once_in_order(tokenizer):
     assert tokenizer("zebra")[0, 1] == UNKNOWN
     assert tokenizer.unknown_words("photo of a house") == []
     scripts = "Straße – Кошка, 木、नदी; 🌳 house, hot-air zebra_1"
-    assert tokenizer.unknown_words(scripts) == ["straße", "кошка", "木", "नदी", "🌳", "hot-air", "zebra", "1"]
+    assert tokenizer.unknown_words(scripts) == ["straße", "кошка", "木", "नदी", "🌳", "zebra", "1"]
 
 
 def test_every_class_word_in_every_template_is_known_and_fits(loaded):
