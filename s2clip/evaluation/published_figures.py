@@ -143,8 +143,8 @@ source's Table 1; `s2clip field --method trident cliper --dataset voc21` shows a
   network.
 * `read` says where: "code", a README or result file at that commit; "paper", a table or an abstract; "second hand",
   quoted by somebody else and not checked.
-* None of these was measured by s2clip, but for "scenes": mIoU of the method on 200 painted scenes with the embedded
-  models, whatever model the row is of ([scenes.md](scenes.md)); methods that s2clip does not have show "-" there.
+* None of these was measured by s2clip, but for "scenes": mIoU of the method on painted scenes with the embedded
+  models, whatever model the row is of ([scenes.md](scenes.md) says which); methods that s2clip does not have show "-".
 * `s2clip evaluate` on a benchmark prints what is published for its method and model below what it measures.
 
 """
