@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 FORMATS = {"png": ".png", "overlay": ".overlay.png", "coco": ".coco.json", "npz": ".npz", "labelme": ".labelme.json"}
 IGNORE = 255
+COUNTED = 1 << 22
+"""Pixels counted at a time: the known ones of 70 megapixels are 560 MB once more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +105,9 @@ class Result:
     def shares(self) -> dict[str, float]:
         """Share of the pixels by class, in the order of `classes`; ignored pixels belong to no class."""
         labels = self.segmentation.flatten()
-        known = labels[(labels >= 0) & (labels < len(self.classes))]
-        counts = torch.bincount(known, minlength=len(self.classes))
+        counts = labels.new_zeros(len(self.classes), dtype=torch.int64)
+        for some in labels.split(COUNTED):
+            counts += torch.bincount(some[(some >= 0) & (some < len(counts))], minlength=len(counts))
         return {name: count / max(labels.numel(), 1) for name, count in zip(self.classes, counts.tolist(), strict=True)}
 
     def __repr__(self) -> str:
