@@ -106,7 +106,7 @@ class Result:
         """Share of the pixels by class, in the order of `classes`; ignored pixels belong to no class."""
         labels = self.segmentation.flatten()
         counts = labels.new_zeros(len(self.classes), dtype=torch.int64)
-        for some in labels.split(COUNTED):
+        for some in torch.split(labels, COUNTED):
             counts += torch.bincount(some[(some >= 0) & (some < len(counts))], minlength=len(counts))
         return {name: count / max(labels.numel(), 1) for name, count in zip(self.classes, counts.tolist(), strict=True)}
 
