@@ -37,7 +37,7 @@ SEAMS = ("cli", "cli_commands", "cli_names", "datasets", "from_pretrained", "ima
 SEAMS += ("package", "text", "weights")
 """Where numbers meet other people's, and where a user meets the package."""
 
-LONG = ("-m", "long", "tests", "tests/kernels")
+LONG = ("-m", "long", "tests/kernels", *(f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_*.py"))))
 """What make test leaves out for its minutes, and every commit has to pass."""
 
 
