@@ -72,7 +72,9 @@ def configuration(
     if head_dim > 80:
         whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
         return Configuration(128, 32, 8, 1 if has_bias and not whole else 2)
-    block_n = 64 if terms == 1 and not (arch == 80 and (has_bias or head_dim > 64)) else 32  # 64 spills 8 bytes there
+    # 64 keys beside a bias spill 8 to 16 bytes on sm_80, and on sm_86 and 89 under Triton 3.7; wide heads on sm_80.
+    narrow = (has_bias and arch in (80, 86, 89)) or (head_dim > 64 and arch == 80)
+    block_n = 64 if terms == 1 and not narrow else 32
     if terms == 2 and head_dim > 64 and arch in (86, 89):
         block_n = 16  # Triton 3.6 spills 24 bytes at 32
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
