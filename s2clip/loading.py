@@ -17,7 +17,7 @@ from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.recipe import RECIPES
 from s2clip.names import match_name
-from s2clip.published.catalogue import METHODS, get_method
+from s2clip.published.catalogue import default_methods, get_method, methods_for
 from s2clip.published.extension import resolve_extension
 from s2clip.refinement.automatic import AutomaticMasks, SamRegions, resolve_automatic
 from s2clip.refinement.eomt import NAMES as EOMT_NAMES
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def load_parts(
     model: str,
-    method: str | Method,
+    method: str | Method | None,
     *,
     fields: Mapping[str, Any],
     geometry: Mapping[str, int | None],
@@ -57,12 +57,12 @@ def load_parts(
     geometry: short_side, crop and stride as `from_pretrained` is given them, like all else. options: weights, device,
     dtype, cache_dir and local_files_only, which every loader takes.
     """
-    refine, method = check_refinement(refine), get_method(method)
+    refine = check_refinement(refine)
     model = match_name("model", model, ("tiny", *MODELS["clip"]))
+    method = get_method(default_methods(model, "s2clip")[0] if method is None else method)
     speaks = model in MODELS["clip"] and MODELS["clip"][model].family == "language-radio"
     if speaks and not resolve_extension(method).any_prefix:
-        fitting = [name for name, one in METHODS.items() if resolve_extension(one).any_prefix]
-        reject("method", f"{', '.join(fitting)} for model {model}, which is no CLIP", repr(method.name))
+        reject("method", f"{', '.join(methods_for(model))} for model {model}, which is no CLIP", repr(method.name))
     vfm = vfm or ("tiny-dino" if model == "tiny" else resolve_extension(method).default_vfm)
     sam = sam or ("sam-tiny" if model == "tiny" else "sam-vit-b")
     vfm = match_name("vfm", vfm, VFM_NAMES, SAM_ALIASES)

@@ -68,7 +68,7 @@ class Segmenter(Predictor):
         diffusion_model: str | None = None,
         regions: Regions = None,
         region_options: Mapping[str, Any] | None = None,
-        method: str | Method = "s2clip",
+        method: str | Method | None = None,
         compile: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
@@ -107,7 +107,8 @@ class Segmenter(Predictor):
                 path; or an array [H,W].
             region_options: fields of `s2clip.refinement.automatic.AutomaticMasks`, `{"points_per_side": 16}`.
             compile: compile the blocks of CLIP, the VFM and SAM's encoder; the first pictures wait minutes for it.
-            method: a name of `s2clip.methods.METHODS`, or a `Method`.
+            method: a name of `s2clip.methods.METHODS`, or a `Method`; None: "s2clip", or "radseg" with RADIO-B-16 and
+                RADIO-L-16, which are no CLIPs.
             device, dtype: default CUDA with fp16, or the CPU with fp32; a dtype may be its name, "float16".
             cache_dir, local_files_only: where weights lie, and whether to stay off the network.
             text_cache: keep word vectors in the folder s2clip-text beside the weights, where later processes find them;

@@ -1,6 +1,7 @@
 """RADSeg: held to a dense re-statement, its checkpoint in NVIDIA's layout, and what it refuses."""
 
 import argparse
+import json
 import math
 import sys
 
@@ -26,6 +27,7 @@ from s2clip.encoding.encoded import Encoded
 from s2clip.errors import MissingExtraError, WeightsError
 from s2clip.methods import get_method
 from s2clip.pictures.windows import Box
+from s2clip.published.catalogue import METHODS, default_methods, methods_for
 from s2clip.published.radseg import RadSeg, whole_strides
 
 PATCH, WIDTH, HEADS, LAYERS, OUTPUTS = 8, 24, 2, 3, 16
@@ -247,6 +249,23 @@ def test_a_radio_with_another_method_is_refused_in_one_line(tmp_path):
     answer = CliRunner().invoke(main, arguments)
     assert answer.exit_code == 2
     assert "method: expected radseg for model RADIO-B-16, which is no CLIP, received 'naclip'" in answer.output
+
+
+def test_a_radio_takes_the_method_that_goes_with_it_where_none_is_named(tmp_path, small_world, monkeypatch):
+    monkeypatch.setattr(language_radio, "load_language_radio", lambda *_, **__: small_radio())
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    arguments = ["segment", str(tmp_path / "a.png"), "--classes", "sky, house", "--model", "radio-b/16", "--quiet"]
+    sizes = [f"--{name.replace('_', '-')}={WINDOWS[name]}" for name in ("short_side", "crop", "stride")]
+    answer = CliRunner().invoke(main, [*arguments, *sizes, "-o", str(tmp_path / "out"), "--weights", "random"])
+    assert answer.exit_code == 0, answer.output
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["method"]["name"] == "radseg"
+    assert Segmenter.from_pretrained("RADIO-L-16", weights="random", device="cpu", **WINDOWS).method.name == "radseg"
+    assert Segmenter.from_pretrained("tiny", device="cpu").method.name == "s2clip"
+    assert methods_for("RADIO-L-16") == ("radseg",)
+    assert methods_for("tiny") == methods_for("ViT-B-16") == tuple(METHODS)
+    assert default_methods("ViT-B-16", "clip", "s2clip") == ("clip", "s2clip")
+    with pytest.raises(ValueError, match=r"^model: expected one of tiny, .* received 'RADIO-B'"):
+        default_methods("RADIO-B", "s2clip")
 
 
 @pytest.mark.slow

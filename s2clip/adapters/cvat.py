@@ -74,7 +74,7 @@ def _polygons(result: "Result", per: str, threshold: float) -> list[Any]:
 
 
 def create(
-    classes: str, model: str = "tiny", method: str = "s2clip", refine: str = "none", per: str = "region"
+    classes: str, model: str = "tiny", method: str | None = None, refine: str = "none", per: str = "region"
 ) -> Function:
     """The function for these classes; what `cvat-cli` calls, with its `-p NAME=str:VALUE`."""
     from s2clip.segmenter import Segmenter

@@ -164,7 +164,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="A machine-learning back end of Label Studio")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--method", default="s2clip")
+    parser.add_argument("--method", help="default: s2clip, or what goes with the model")
     parser.add_argument("--refine", default="none")
     parser.add_argument("--device")
     parser.add_argument("--files", help="folder of the pictures that tasks name")

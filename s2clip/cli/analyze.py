@@ -8,7 +8,7 @@ import click
 from s2clip.cli.console import check_device, load_segmenter, word_bar
 from s2clip.cli.lists import OptionsCommand, classes_option, names_option, numbers_option
 from s2clip.cli.look import features
-from s2clip.cli.options import loading_options, model_options
+from s2clip.cli.options import METHOD_DEFAULT, loading_options, model_options
 from s2clip.cli.report import data_options, reporting
 from s2clip.values import counted
 
@@ -99,7 +99,7 @@ def consistency(
 
 
 @analyze.command(cls=OptionsCommand)
-@names_option("--method", "methods", default=("clip", "s2clip"), show_default=True, help="Side by side.")
+@names_option("--method", "methods", help=f"Side by side; {METHOD_DEFAULT.replace('default:', 'default: clip,')}")
 @click.option("--masks", help="Which class a patch has: predicted, true; default: true where there are label maps.")
 @classes_option("As in segment; default: those of the data.")
 @model_options
@@ -115,8 +115,10 @@ def separability(
     from s2clip.analysis.plots.separability import separability_figure
     from s2clip.analysis.separability import by_method
     from s2clip.analysis.separability import separability as measure
+    from s2clip.published.catalogue import default_methods
 
     with reporting(**request) as report:
+        methods = methods or default_methods(model_settings["model"], "clip", "s2clip")
         if masks == "true":
             _require_labels(report.sets, "separability --masks true")
         tables = {}
@@ -144,12 +146,14 @@ def separability(
 
 
 @analyze.command(cls=OptionsCommand)
-@click.option("--method", default="s2clip", show_default=True)
+@click.option("--method", help=METHOD_DEFAULT)
 @click.option("--refine", default="none", show_default=True, help="As in segment.")
 @click.option("--worst", default=4, show_default=True, help="Pictures to show of each DATA.")
 @model_options
 @data_options
-def failures(method: str, refine: str, worst: int, model_settings: dict[str, Any], request: dict[str, Any]) -> None:
+def failures(
+    method: str | None, refine: str, worst: int, model_settings: dict[str, Any], request: dict[str, Any]
+) -> None:
     """The pictures with the lowest mIoU, and which class was taken for which. Needs label maps."""
     from s2clip.analysis.failures import find_failures
     from s2clip.analysis.plots.failures import failures_figure

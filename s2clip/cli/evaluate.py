@@ -10,7 +10,7 @@ from s2clip.cli.console import usage_errors
 from s2clip.cli.effects import refuse_beside, refuse_without_effect
 from s2clip.cli.engines import chosen_cluster, refuse_for_cluster
 from s2clip.cli.lists import OptionsCommand, names_option, numbers_option
-from s2clip.cli.options import engine_options, model_options, output_options
+from s2clip.cli.options import METHOD_DEFAULT, engine_options, model_options, output_options
 from s2clip.cli.program import ValueFailure
 from s2clip.cli.scenes import SCENES, SCENES_LIMIT, ScenesRun, evaluate_scenes
 from s2clip.cli.segment import class_names
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @numbers_option("--ignore-id", "ignored", help="Values in --labels that do not count, beside 255.")
 @click.option("--background", metavar="CLASS", help="Of --classes: what pixels under --threshold are given.")
 @click.option("--threshold", type=float, help="Of the best score of a pixel; with --background.")
-@names_option("--method", "methods", help="One or several; default: s2clip.")
+@names_option("--method", "methods", help=f"One or several; {METHOD_DEFAULT}")
 @names_option(
     "--stage",
     "stages",
@@ -101,7 +101,7 @@ def evaluate(
             given = {"--ablate": ablate, "--shard": run["shard"], "--predictions": predictions}
             given |= {SCENES: dataset == SCENES}
             refuse_for_cluster({name: [value] if value else [] for name, value in given.items()})
-    runs = _runs(methods or ("s2clip",), stages, refinements)
+    runs = _runs(methods, model_settings["model"], stages, refinements)
     with usage_errors():
         if predictions is not None:
             refuse_beside("--predictions", (*model_settings, "stages", "refinements", "save_predictions"))
@@ -163,16 +163,18 @@ def _own(
     return own, ({} if threshold is None else {"threshold": threshold})
 
 
-def _runs(methods: tuple[str, ...], stages: tuple[str, ...], refinements: tuple[str, ...]) -> "list[MethodRun]":
+def _runs(
+    methods: tuple[str, ...], model: str, stages: tuple[str, ...], refinements: tuple[str, ...]
+) -> "list[MethodRun]":
     """Every method with every stage and every refinement; exit code 2 for a stage that is unknown or does not fit."""
     from s2clip.cli.benchmark import MethodRun
     from s2clip.methods.stages import STAGES
     from s2clip.names import match_name
-    from s2clip.published.catalogue import get_method
+    from s2clip.published.catalogue import default_methods, get_method
 
     runs = []
     with usage_errors():
-        for method in dict.fromkeys(methods):
+        for method in dict.fromkeys(methods or default_methods(model, "s2clip")):
             for stage in dict.fromkeys(match_name("stage", name, STAGES) for name in stages):
                 get_method(method, **STAGES[stage])
                 runs += [MethodRun(method, stage, refine) for refine in dict.fromkeys(refinements)]

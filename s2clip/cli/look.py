@@ -7,7 +7,7 @@ import click
 
 from s2clip.cli.console import load_segmenter, word_bar
 from s2clip.cli.lists import OptionsCommand, classes_option, names_option
-from s2clip.cli.options import model_options
+from s2clip.cli.options import METHOD_DEFAULT, model_options
 from s2clip.cli.report import Report, data_options, reporting
 from s2clip.values import counted
 
@@ -27,7 +27,7 @@ TERMS_SHOWN = ("qk", "qq", "kk", "vv")
 @click.option("--near", metavar="CLASS", help="The same by the pixel where this class scores highest.")
 @click.option("--attention", is_flag=True, help="What the patch attends to, not its cosines; for views of terms.")
 @click.option("--shared-colours", is_flag=True, help="Principal axes of all pictures together; they are all held.")
-@names_option("--method", "methods", default=("s2clip",), show_default=True, help="Of the heat maps.")
+@names_option("--method", "methods", help=f"Of the heat maps; {METHOD_DEFAULT}")
 @click.option("--stages", "staged", is_flag=True, help="Heat maps before and after each stage of the first --method.")
 @click.option("--refine", default="none", show_default=True, help="As in segment; a last stage of the heat maps.")
 @classes_option("As in segment; default: those of the data.")
@@ -54,12 +54,15 @@ def features(
     For every picture NAME: NAME.colours, NAME.patch (with --patch, --at or --near), and NAME.classes (where classes are
     known). Give few pictures, or --limit.
     """
+    from s2clip.published.catalogue import default_methods
+
     with reporting(**request) as report:
         if sum(option is not None for option in (patch, at, near)) > 1:
             raise ValueError("--patch, --at and --near name one place: give one of them")
         if attention and patch is at is near is None:
             raise ValueError("--attention needs a place: --patch, --at or --near")
         pair = {"patch": _pair("--patch", patch, int), "at": _pair("--at", at, float)}
+        methods = methods or default_methods(model_settings["model"], "s2clip")
         segmenters = {
             name: load_segmenter(model_settings, method=name, refine=refine) for name in dict.fromkeys(methods)
         }

@@ -12,6 +12,8 @@ from s2clip.backbones.model_table import MODELS
 from s2clip.cli.console import LineHandler
 
 SAMS = [name for name, row in MODELS["masks"].items() if row.family in ("sam", "sam2")]
+NO_CLIPS = [name for name, row in MODELS["clip"].items() if row.family == "language-radio"]
+METHOD_DEFAULT = f"default: s2clip; radseg with {', '.join(NO_CLIPS)}."
 _MODELS = {
     "model": click.option(
         "--model",

@@ -22,7 +22,7 @@ from PIL import Image
 
 from s2clip import Result, Segmenter, scenes
 from s2clip.errors import S2ClipError
-from s2clip.published.catalogue import METHODS
+from s2clip.published.catalogue import METHODS, default_methods, methods_for
 from s2clip.results.colours import class_colours
 from s2clip.results.visualize import overlay
 from s2clip.values import ignored_id
@@ -74,6 +74,7 @@ class Page:
 
     def __init__(self, model: str, device: str | None = None) -> None:
         self.model, self.device = model, device
+        (self.method,) = default_methods(model, "s2clip")
         self.segmenter = functools.lru_cache(maxsize=4)(self._load)
 
     def _load(self, method: str, refine: str) -> Segmenter:
@@ -140,7 +141,7 @@ class Page:
                     )
                     button = gr.Button("Segment", variant="primary")
                     with gr.Accordion("Method, threshold", open=False):
-                        method = gr.Dropdown(list(METHODS), value="s2clip", label="Method")
+                        method = gr.Dropdown(methods_for(self.model), value=self.method, label="Method")
                         refine = gr.Radio(list(REFINEMENTS), value="none", label="Refinement")
                         threshold = gr.Slider(0, 1, 0, step=0.01, label="Threshold of the score")
                         background = gr.Textbox("", label="Pixels under it become", info="A class; empty: no class.")
@@ -283,7 +284,7 @@ def files_of(result: Result, picture: Path) -> dict:
 def serve(model: str, device: str | None, host: str, port: int) -> None:
     """Load the models, then serve the page until interrupted. Raises what loading raises; OSError: a port is taken."""
     page = Page(model, device)
-    page.segmenter("s2clip", "none")
+    page.segmenter(page.method, "none")
     # Plain font names: the default theme asks a font server that an offline page does not reach.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page.blocks().launch(server_name=host, server_port=port, theme=theme, css=CSS)

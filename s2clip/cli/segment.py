@@ -17,7 +17,7 @@ from s2clip.cli.engines import chosen_cluster, chosen_sources, listed, refuse_fo
 from s2clip.cli.features import NAME as FEATURES
 from s2clip.cli.features import FeatureStream
 from s2clip.cli.lists import OptionsCommand, names_option
-from s2clip.cli.options import engine_options, model_options, output_options, shard_options
+from s2clip.cli.options import METHOD_DEFAULT, engine_options, model_options, output_options, shard_options
 from s2clip.cli.program import INPUTS_FAILED, EnvironmentFailure
 from s2clip.cli.rasters import ONLY_RASTERS, Rasters, raster_options, usable_formats
 from s2clip.cli.spread import Files, Run, Sink, by_cluster, rows_of
@@ -39,7 +39,7 @@ OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXI
     "--classes", multiple=True, metavar="NAMES", help='"sky, house; hut, tree": commas part classes, semicolons words.'
 )
 @click.option("--classes-file", type=click.Path(path_type=Path), help="One class per line, # starts a comment.")
-@click.option("--method", default="s2clip", show_default=True, help="clip, maskclip, sclip, clearclip, naclip, ...")
+@click.option("--method", help=f"clip, maskclip, sclip, naclip, ...; {METHOD_DEFAULT}")
 @click.option("--refine", default="none", show_default=True, help="What sharpens the map: none, sam, sam+sd, trident.")
 @click.option("--threshold", type=float, help="Pixels whose best score is lower become --background, else unlabelled.")
 @click.option("--background", metavar="CLASS", help="One of the classes; for --threshold.")
@@ -68,7 +68,7 @@ def segment(
     sources: tuple[str, ...],
     classes: tuple[str, ...],
     classes_file: Path | None,
-    method: str,
+    method: str | None,
     refine: str,
     threshold: float | None,
     background: str | None,
@@ -99,6 +99,7 @@ def segment(
     from s2clip.pictures.inputs import find
     from s2clip.pictures.rasters import require_rasterio
     from s2clip.pictures.reading import Failure
+    from s2clip.published.catalogue import default_methods
     from s2clip.results.folder import OutputFolder
     from s2clip.results.formats import DATASETS, open_datasets
     from s2clip.results.formats.pieces import PER
@@ -118,6 +119,8 @@ def segment(
         written = (*chosen, FEATURES) if features else chosen
         words = vocabulary(class_names(classes, classes_file))
         background_id = words.find(background)
+        if method is None:
+            (method,) = default_methods(model_settings["model"], "s2clip")
         refuse_without_effect([(method, refine)], model_settings, threshold=threshold, background=background)
         if not 0 < max_megapixels <= 1e6:
             raise ValueError(f"--max-megapixels: expected a number up to 1e6, received {max_megapixels:g}")

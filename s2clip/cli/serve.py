@@ -10,7 +10,7 @@ import click
 
 from s2clip.cli.console import check_device, say, usage_errors
 from s2clip.cli.lists import OptionsCommand, names_option
-from s2clip.cli.options import model_options
+from s2clip.cli.options import METHOD_DEFAULT, model_options
 from s2clip.cli.program import EnvironmentFailure, ValueFailure
 from s2clip.errors import MissingExtraError, reject
 
@@ -19,7 +19,7 @@ TOKEN = "S2CLIP_TOKEN"
 
 
 @click.command(cls=OptionsCommand)
-@names_option("--method", "methods", default=("s2clip",), show_default=True, help="Those that may be asked for.")
+@names_option("--method", "methods", help=f"Those that may be asked for; {METHOD_DEFAULT}")
 @names_option("--refine", "refinements", default=("none",), show_default=True, help="Those that may be asked for.")
 @click.option("--host", default=HOSTS[0], show_default=True, help="0.0.0.0 or :: to be reached from other machines.")
 @click.option("--port", default=8000, show_default=True, help="1024 to 65535.")
@@ -60,10 +60,12 @@ def serve(
     if missing := [name for name in ("litserve", "prometheus_client", "python_multipart") if find_spec(name) is None]:
         raise MissingExtraError(f"serve needs {', '.join(missing)}: pip install 's2clip[serve]'")
     from s2clip.memory import parse_size
+    from s2clip.published.catalogue import default_methods
     from s2clip.serving.limits import Limits
 
     check_device(model_settings["device"])
     with usage_errors():
+        methods = methods or default_methods(model_settings["model"], "s2clip")
         for option, value, least in (("batch", batch, 1), ("workers-per-device", workers_per_device, 1)):
             if value < least:
                 reject(f"--{option}", f"at least {least}", value)
@@ -118,12 +120,12 @@ def _placed(device: str | None, devices: int | None) -> tuple[str, Any]:
 
 def _check_models(given: dict[str, Any], methods: tuple[str, ...], refinements: tuple[str, ...]) -> None:
     """`ValueError` for names that no process could load."""
-    from s2clip.backbones.clip import CLIP_NAMES
+    from s2clip.backbones.model_table import MODELS
     from s2clip.names import match_name
     from s2clip.published.catalogue import get_method
     from s2clip.refinement.settings import check_refinement
 
-    match_name("model", given.get("model", "tiny"), CLIP_NAMES)
+    match_name("model", given.get("model", "tiny"), ("tiny", *MODELS["clip"]))
     for method in methods:
         get_method(method)
     for refine in refinements:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from s2clip.backbones.model_table import MODELS
 from s2clip.errors import reject
 from s2clip.methods.method import Method
 from s2clip.methods.needs import replace_fields
@@ -156,3 +157,16 @@ def get_method(name: str | Method, **fields: object) -> Method:
     inner = {field.removeprefix("extension."): value for field, value in fields.items() if field not in own}
     method = dataclasses.replace(method, **own)
     return dataclasses.replace(method, extension=replace_fields(method.extension, inner))
+
+
+def methods_for(model: str) -> tuple[str, ...]:
+    """Names of the methods that run on a model: all; on one that is no CLIP, as RADIO-B-16, those made for it."""
+    row = MODELS["clip"].get(model)
+    alone = row is not None and row.family == "language-radio"
+    return tuple(name for name, one in METHODS.items() if not alone or (one.extension and one.extension.any_prefix))
+
+
+def default_methods(model: str, *names: str) -> tuple[str, ...]:
+    """Where nobody chose: those of `names` that run on the model; where none does, the first that does."""
+    fitting = methods_for(match_name("model", model, ("tiny", *MODELS["clip"])))
+    return tuple(name for name in names if name in fitting) or fitting[:1]
