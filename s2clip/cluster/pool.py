@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -130,16 +131,21 @@ def _introduce(load: Callable[[], Work]) -> tuple[dict[str, Any], list[str]]:
 
 
 class Actor:
-    """One process of the pool."""
+    """One process of the pool, whose work is done by one thread of it.
+
+    Ray builds an actor in one thread and calls it in another. OpenMP keeps a team for each thread that ever computed,
+    and with two teams on two cores products ran at 0.62 of their speed (1.3 cores at work in place of 2).
+    """
 
     def __init__(self, load: Callable[[], Work], attempts: Any, most: int) -> None:
-        self.work = load()
+        self._thread = ThreadPoolExecutor(1)
+        self.work = self._thread.submit(load).result()
         self.guarded = partial(guarded, attempts=Remote(attempts), most=most)
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
         import pyarrow
 
-        lines = self.guarded(table.to_pylist(), self.work)
+        lines = self._thread.submit(self.guarded, table.to_pylist(), self.work).result()
         return pyarrow.table({"line": [json.dumps(line, allow_nan=False) for line in lines]})
 
 
