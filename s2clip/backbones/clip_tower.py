@@ -236,9 +236,9 @@ class CLIPBackbone(nn.Module):
 
 def _batches(order: Tensor, lengths: Tensor, by_length: bool) -> Iterator[Tensor]:
     """Rows of texts to encode at once, at most PROMPTS_PER_BATCH; by length, none over a third longer than another."""
-    start = 0
+    start, ends = 0, lengths[order].tolist()  # numbers: an element of a tensor costs 2 µs, thrice a prompt
     for place in range(1, len(order) + 1):
         whole = place - start == PROMPTS_PER_BATCH or place == len(order)
-        if whole or (by_length and lengths[order[place]] + 1 > 1.34 * (lengths[order[start]] + 1)):
+        if whole or (by_length and ends[place] + 1 > 1.34 * (ends[start] + 1)):
             yield order[start:place]
             start = place

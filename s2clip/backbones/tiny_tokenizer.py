@@ -43,11 +43,9 @@ class WordTokenizer:
 
     def __call__(self, texts: str | Iterable[str]) -> torch.Tensor:
         texts = [texts] if isinstance(texts, str) else list(texts)
-        tokens = torch.full((len(texts), self.context_length), PADDING, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids = self.ids(text)
-            tokens[row, : len(ids)] = torch.tensor(ids)
-        return tokens
+        rows = [self.ids(text) for text in texts]
+        padded = [(*ids, *[PADDING] * (self.context_length - len(ids))) for ids in rows]
+        return torch.tensor(padded, dtype=torch.int64).reshape(len(texts), self.context_length)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """What a text becomes, without the padding: two texts of the same ids are one to the model."""

@@ -48,7 +48,7 @@ def _rows(items: list[dict[str, Any]], blocks: int, readers: int) -> "Dataset":
     import ray
 
     found = ray.data.from_items(items, override_num_blocks=blocks)
-    return found.map(with_content, num_cpus=READER_CPUS, concurrency=readers)
+    return found.map(with_content, num_cpus=READER_CPUS, concurrency=min(readers, blocks))
 
 
 def with_content(row: dict) -> dict:

@@ -55,7 +55,13 @@ def shard_rows(sources: Sequence[str], columns: Columns, done: Collection[str], 
         _check(one["shard"], columns)
     read = partial(_read, columns=columns, done=frozenset(done), rows=rows)
     found = ray.data.from_items(shards, override_num_blocks=len(shards))
-    return found.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=readers)
+    return found.map_batches(
+        read,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
+        concurrency=min(readers, len(shards)),
+    )
 
 
 def shard_names(sources: Sequence[str]) -> list[str]:
