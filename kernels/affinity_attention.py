@@ -15,7 +15,8 @@ Four identities turn this into two matrix products:
 Progressive: level l = 1..L has S of the maps up to l, so its tile is the last level's plus one product: L products
 where each level on its own would take L (L + 1) / 2, and three launches where it would take L (L + 7) / 2.
 
-Launches: unit rows with their sums (one per group of maps that lie evenly spaced in memory), P, fold if any, result.
+Launches: unit rows with their sums (one per group of maps that lie evenly spaced in memory), P, result: a program of
+the last folds the rows that it multiplies.
 
 Never written: A and S. P is written once in half precision and read back through L2: at most STRIP_BYTES at a time
 (strips of rows when one image has more, several images together when they have less), 6.2 MB at N = 1764.
@@ -25,7 +26,6 @@ fp16, bf16 and fp32 (products at "ieee" precision); sums in fp32, or in integers
 the same each run. Source: the proxy attention of ProxyCLIP and Trident; the tests check the identities in float64.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,7 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2clip.kernels.affinity_kernels import affinity_kernel, fold_kernel, mix_kernel, unit_rows_kernel
+from s2clip.kernels.affinity_kernels import affinity_kernel, unit_rows_kernel
+from s2clip.kernels.affinity_tiles import Mix, Tables, chunks_of, configuration, fold_tables
+from s2clip.kernels.mix_kernels import folded_mix_kernel, mix_kernel
 from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
 # P is stored times 2**15 before the row is normalised, so that fp16 holds exp(-gamma (1 - S)) down to gamma = 24.
@@ -42,40 +44,7 @@ LOG2_P_SCALE = 15.0
 STRIP_BYTES = 32 * 2**20
 GRID = 65_535  # programs along y or z, which is where images stand
 UNIT_BLOCK_N, UNIT_BLOCK_C, UNIT_WARPS = 32, 128, 4
-FOLD_BLOCK_M = 32  # a column a lane of one warp: weights stay in their lanes
-
-
-class Configuration(NamedTuple):
-    """Tile sizes of one architecture, dtype and size bucket."""
-
-    block: int  # rows and columns of a tile of P, rows of a tile of the result
-    block_c: int
-    affinity_warps: int
-    affinity_stages: int
-    block_d: int
-    block_k: int
-    mix_warps: int
-    mix_stages: int
-    fold_rows: int = 16
-
-
-def configuration(arch: int, positions: int, dtype: torch.dtype, *, progressive: bool = False) -> Configuration:
-    """Tiles by architecture (80, 86, 89, 90, 120; 0 is the interpreter), positions N and dtype.
-
-    Progressive keeps a second tile in registers across the levels: twice the warps, so that none spills.
-    """
-    if arch == 0:
-        return Configuration(64, 64, 1, 1, 64, 64, 1, 1, 64)
-    if dtype == torch.float32:
-        return Configuration(64, 32, 8 if progressive else 4, 2, 64, 32, 8, 2)
-    if progressive:
-        return Configuration(64, 64, 8, 3, 128, 64, 8, 3)
-    if arch == 90:  # tensor cores outrun L2: a tile of P reads half as much per entry at 128, the result at 128 x 256
-        return Configuration(128, 64, 8, 3, 256, 64, 8, 3)
-    if positions <= 2048:
-        # 128 x 128 leaves 105 tiles for two windows of 1764 positions, 64 x 64 leaves 812 for 128 multiprocessors.
-        return Configuration(64, 64, 4, 3, 128, 64, 4, 3)
-    return Configuration(128, 64, 8, 3, 128, 64, 8, 3)
+FOLD_BLOCK = 64  # cells folded at a time: a lane has one, of eight rows or more, and its weights
 
 
 class Plan(NamedTuple):
@@ -105,21 +74,21 @@ def launch(
     if batch * positions * channels == 0:
         return torch.empty((batch, height, width, channels), dtype=value.dtype, device=value.device)
     coarse = (value.shape[1], value.shape[2])
-    fold = coarse[0] * coarse[1] < positions
-    if not fold and coarse != (height, width):
+    smaller = coarse[0] * coarse[1] < positions
+    tables = fold_tables((height, width), coarse, value.device) if smaller else None
+    if tables is None and coarse != (height, width):
         resized = F.interpolate(
             value.permute(0, 3, 1, 2).float(), (height, width), mode="bilinear", align_corners=False
         )
         value = resized.permute(0, 2, 3, 1).to(value.dtype)
     tiles = configuration(architecture(value.device), positions, value.dtype)
-    plan = strip_plan(positions, value.element_size(), tiles.block)
+    plan = strip_plan(positions, value.element_size(), tiles.columns)
     widths = [maps.shape[3] for maps in features]
     offsets = [sum(widths[:index]) for index in range(len(widths))]
     pitch = -(-sum(widths) // tiles.block_c) * tiles.block_c
     unit, sums = _unit_rows(features, weights.to(torch.float32).contiguous(), offsets, pitch, plan.padded)
     given = weights if mean is None else mean
     given = given.to(torch.float32).contiguous()  # a mean that is expanded over the images has a stride of 0
-    tables = _tables((height, width), coarse, value.device) if fold else None
     return _mixed(
         unit, sums, given, mean is not None, value[None], (height, width), 1, beta, gamma, plan, tiles, tables
     )
@@ -133,7 +102,7 @@ def launch_progressive(features: Tensor, values: Tensor, scores: Tensor, beta: f
     if levels * batch * positions * channels == 0:
         return torch.empty((batch, height, width, channels), dtype=values.dtype, device=values.device)
     tiles = configuration(architecture(values.device), positions, values.dtype, progressive=True)
-    plan = strip_plan(positions, values.element_size() * levels, tiles.block)
+    plan = strip_plan(positions, values.element_size() * levels, tiles.columns)
     pitch = -(-features.shape[4] // tiles.block_c) * tiles.block_c
     weights = torch.ones((batch, levels), dtype=torch.float32, device=values.device)
     offsets = [pitch * level for level in range(levels)]
@@ -144,27 +113,24 @@ def launch_progressive(features: Tensor, values: Tensor, scores: Tensor, beta: f
 
 def _mixed(unit, sums, given, has_mean, values, size, levels, beta, gamma, plan, tiles, tables) -> Tensor:
     """P and the result, strip by strip. values [levels,B,h,w,D]; given: scores, or a mean of S, or anything."""
-    _, batch, coarse_height, coarse_width, channels = values.shape
-    positions, inner = size[0] * size[1], coarse_height * coarse_width
-    progressive, fold = levels > 1, tables is not None
+    batch, channels = values.shape[1], values.shape[4]
+    positions = size[0] * size[1]
     strides, values = _value_strides(values)
     output = values.new_empty((batch, *size, channels))
     upcast = architecture(values.device) == 0  # the interpreter multiplies the bit patterns of bf16
     held = min(plan.images, batch)
     affinity = values.new_empty((held, levels, plan.strip, plan.padded))
-    folded_pitch = -(-inner // tiles.block_k) * tiles.block_k
-    folded = values.new_empty((held, plan.strip, folded_pitch)) if fold else affinity
-    tile_count = plan.padded // tiles.block
+    tile_count = plan.padded // tiles.columns
     for first in range(0, batch, plan.images):
         images = min(plan.images, batch - first)
         for start in range(0, positions, plan.strip):
             rows = min(plan.strip, plan.padded - start)
             symmetric = rows == plan.padded
-            grid = ((tile_count + 1) // 2, tile_count + 1) if symmetric else (rows // tiles.block, tile_count)
-            affinity_kernel[(*grid, images)](
-                unit[first:],
-                sums[first:],
-                given[first:],
+            grid = ((tile_count + 1) // 2 * tiles.ratio, tile_count + 1)
+            affinity_kernel[(*(grid if symmetric else (rows // tiles.block, tile_count)), images)](
+                _after(unit, first),
+                _after(sums, first),
+                _after(given, first),
                 affinity,
                 positions,
                 plan.padded,
@@ -179,57 +145,97 @@ def _mixed(unit, sums, given, has_mean, values, size, levels, beta, gamma, plan,
                 LOG2_P_SCALE,
                 int(has_mean),
                 SYMMETRIC=symmetric,
-                PROGRESSIVE=progressive,
+                PROGRESSIVE=levels > 1,
                 UPCAST=upcast,
                 BLOCK=tiles.block,
+                RATIO=tiles.ratio,
                 BLOCK_C=tiles.block_c,
-                num_warps=tiles.affinity_warps,
-                num_stages=tiles.affinity_stages,
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
                 enable_fp_fusion=True,
             )
-            if fold:
-                fold_kernel[(rows // tiles.fold_rows, folded_pitch // FOLD_BLOCK_M, images)](
-                    affinity,
-                    folded,
-                    *tables.tensors,
-                    plan.strip,
-                    size[1],
-                    coarse_height,
-                    coarse_width,
-                    plan.padded,
-                    folded_pitch,
-                    *tables.taps,
-                    inner / positions,  # P times 2^15 and four weights of about 1 would pass fp16's largest number
-                    BLOCK_ROWS=tiles.fold_rows,
-                    BLOCK_M=FOLD_BLOCK_M,
-                    num_warps=1,
-                    num_stages=1,
-                    enable_fp_fusion=True,
-                )
-            mix_kernel[(rows // tiles.block, -(-channels // tiles.block_d), images)](
-                folded,
-                values[:, first:],
-                given[first:],
-                output[first:].flatten(1, 2)[:, start:],
+            here = output if first == start == 0 else output[first:].flatten(1, 2)[:, start:]
+            if tables is not None:
+                value = values if first == 0 else values[:, first:]
+                sizes = (images, rows, positions, positions - start)
+                _fold_and_mix(affinity, value, strides[1:], here, sizes, tiles.folded, upcast, tables)
+                continue
+            mix = tiles.mix
+            mix_kernel[(rows // mix.rows, -(-channels // mix.block_d), images)](
+                affinity,
+                values if first == 0 else values[:, first:],
+                _after(given, first),
+                here,
                 positions - start,
                 plan.strip,
-                inner,
+                positions,
                 levels,
                 channels,
-                folded_pitch if fold else plan.padded,
+                plan.padded,
                 *strides,
                 positions,
-                PROGRESSIVE=progressive,
-                EVEN=channels % tiles.block_d == 0,
+                PROGRESSIVE=levels > 1,
+                EVEN=channels % mix.block_d == 0,
                 UPCAST=upcast,
-                BLOCK_M=tiles.block,
-                BLOCK_D=tiles.block_d,
-                BLOCK_K=tiles.block_k,
-                num_warps=tiles.mix_warps,
-                num_stages=tiles.mix_stages,
+                BLOCK_M=mix.rows,
+                BLOCK_D=mix.block_d,
+                BLOCK_K=mix.block_k,
+                num_warps=mix.warps,
+                num_stages=mix.stages,
                 enable_fp_fusion=True,
             )
     return output
+
+
+def _after(tensor: Tensor, first: int) -> Tensor:
+    """tensor[first:]; a view costs a microsecond, and most calls hold all images at once."""
+    return tensor[first:] if first else tensor
+
+
+def _fold_and_mix(affinity, value, strides, output, sizes, mix: Mix, upcast: bool, tables: Tables) -> None:
+    """One strip of the result, `output` from the strip's first row on.
+
+    P is times 2^15: four weights of about 1 would pass fp16's largest number, so what is folded is times m / N.
+    """
+    images, rows, positions, live = sizes
+    channels = output.shape[-1]
+    parts, chunks = chunks_of(channels, mix)
+    height, width = tables.coarse
+    whole = max(FOLD_BLOCK, mix.block_k)
+    pitch = -(-height * width // whole) * whole
+    strip = affinity.shape[2]
+    folded = affinity.new_empty((images, parts, strip, pitch))
+    folded_mix_kernel[(rows // mix.rows, parts, images)](
+        affinity,
+        folded,
+        value,
+        output,
+        *tables.tensors,
+        live,
+        strip,
+        tables.width,
+        height,
+        width,
+        channels,
+        affinity.shape[3],
+        pitch,
+        tables.taps[0],
+        1,
+        height * width / positions,
+        *strides,
+        positions,
+        TAPS=tables.taps[1],
+        EVEN=channels % (chunks * mix.block_d) == 0,
+        UPCAST=upcast,
+        CHUNKS=chunks,
+        BLOCK_M=mix.rows,
+        BLOCK_D=mix.block_d,
+        BLOCK_K=mix.block_k,
+        BLOCK_F=FOLD_BLOCK,
+        num_warps=mix.warps,
+        num_stages=mix.stages,
+        enable_fp_fusion=True,
+    )
 
 
 def _unit_rows(
@@ -243,11 +249,14 @@ def _unit_rows(
     sums = torch.zeros((batch, pitch + 1), dtype=torch.int64, device=unit.device)
     blocks = -(-height * width // UNIT_BLOCK_N)
     for first, count, spacing in _evenly_spaced(features):
-        maps = features[first].flatten(1, 2)
-        maps = maps if maps.stride(2) == 1 else maps.contiguous()
-        strides = (spacing, maps.stride(0), maps.stride(1))
+        maps = features[first]
+        position = _position_stride(maps)
+        if position is None:
+            maps = maps.clone(memory_format=torch.contiguous_format)
+            position = maps.shape[3]
+        channels, strides = maps.shape[3], (spacing, maps.stride(0), position)
         item = 16 // maps.element_size()
-        wide = maps.data_ptr() % 16 == 0 and all(each % item == 0 for each in (*strides, maps.shape[2]))
+        wide = maps.data_ptr() % 16 == 0 and all(each % item == 0 for each in (*strides, channels))
         item = item if wide else 1
         unit_rows_kernel[(batch, blocks, count)](
             maps,
@@ -256,7 +265,7 @@ def _unit_rows(
             weights,
             height * width,
             padded,
-            maps.shape[2] // item,
+            channels // item,
             pitch,
             offsets[first],
             offsets[first + 1] - offsets[first] if count > 1 else 0,
@@ -289,8 +298,11 @@ def _evenly_spaced(maps: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
 
 def _spacing(one: Tensor, other: Tensor) -> int:
     alike = one.shape == other.shape and one.stride() == other.stride() and one.stride(3) == 1
-    even_rows = one.stride(1) == one.shape[2] * one.stride(2)  # else `flatten` copies one map alone
-    if not (alike and even_rows) or one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+    if (
+        not alike
+        or _position_stride(one) is None
+        or one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+    ):
         return 0
     return max(0, other.storage_offset() - one.storage_offset())
 
@@ -299,34 +311,18 @@ def _value_strides(values: Tensor) -> tuple[tuple[int, int, int], Tensor]:
     """Strides of levels, images and positions in units of 16 bytes, and the values, copied where these do not exist."""
     item = 16 // values.element_size()
     channels = values.shape[4]
-    rows = values.flatten(2, 3)
-    if rows.stride(3) != 1 or rows.data_ptr() % 16 or any(stride % item for stride in rows.stride()[:3]):
-        rows = F.pad(rows, (0, -channels % item)).contiguous()
-    strides = (rows.stride(0), rows.stride(1), rows.stride(2))
-    return tuple(stride // item for stride in strides), rows
+    position = _position_stride(values)
+    level, image = values.stride()[:2]
+    if position is None or values.data_ptr() % 16 or level % item or image % item or position % item:
+        values = F.pad(values, (0, -channels % item)).contiguous()
+        (level, image), position = values.stride()[:2], values.shape[4]
+    return (level // item, image // item, position // item), values
 
 
-class Tables(NamedTuple):
-    """The bilinear resize of both axes, read from the coarse side."""
-
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor]  # first and weights of rows, first and weights of columns
-    taps: tuple[int, int]
-
-
-@functools.lru_cache(maxsize=64)
-def _tables(fine: tuple[int, int], coarse: tuple[int, int], device: torch.device) -> Tables:
-    (first_y, weight_y), (first_x, weight_x) = map(fold_table, coarse, fine)
-    tensors = (table.to(device, non_blocking=True) for table in (first_y, weight_y, first_x, weight_x))
-    return Tables(tuple(tensors), (len(weight_y), len(weight_x)))
-
-
-def fold_table(coarse: int, fine: int) -> tuple[Tensor, Tensor]:
-    """(first [coarse], weights [taps,coarse]): cell m is in the fine value at first[m] + t with weights[t, m]."""
-    resize = F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0]  # [coarse, fine]
-    used = resize > 0
-    place = torch.arange(fine)
-    first = place.expand_as(used).masked_fill(~used, fine).amin(1)
-    last = place.expand_as(used).masked_fill(~used, -1).amax(1)
-    taps = max(1, int((last - first).max()) + 1)
-    first = first.clamp(max=fine - taps)  # the last cells, and cells that no value uses, read on from further left
-    return first.int(), resize.gather(1, first[:, None] + torch.arange(taps)).T.contiguous()
+def _position_stride(maps: Tensor) -> int | None:
+    """Elements from one position of [..,H,W,C] to the next; None where they are uneven, or channels not adjacent."""
+    height, width, _ = maps.shape[-3:]
+    row, column, channel = maps.stride()[-3:]
+    if channel != 1 or (height > 1 and width > 1 and row != width * column):
+        return None
+    return column if width > 1 else row

@@ -119,11 +119,13 @@ def affinity_kernel(
     PROGRESSIVE: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK: tl.constexpr,
+    RATIO: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One tile of P = [kept] * exp2(gamma_log2e (S - 1) + log2_scale) for rows row_start..row_stop, of every level.
 
-    affinity [images, levels, rows, pitch]. given: scores [B, levels] where PROGRESSIVE, mean S [B] where has_mean.
+    A tile has BLOCK rows and RATIO times as many columns. affinity [images, levels, rows, pitch]. given: scores
+    [B, levels] where PROGRESSIVE, mean S [B] where has_mean.
     Level l adds its products to those before: S_l = (1 - r) S_(l-1) + r g g^T, r its share of the scores' softmax so
     far. The accumulator holds S_l / r, so that the products are added with weight 1.
     """
@@ -133,31 +135,34 @@ def affinity_kernel(
     i_tile = a
     j_tile = b
     live = True
+    COLUMNS: tl.constexpr = BLOCK * RATIO
     if SYMMETRIC:
-        # Row a and row T-1-a of the upper triangle hold T+1 tiles together: a rectangle without idle programs.
-        tiles = tl.cdiv(positions, BLOCK)
+        # Rows a and T-1-a of the upper triangle of squares hold T+1 together: a rectangle without idle programs. A
+        # square is RATIO tiles.
+        tiles = tl.cdiv(positions, COLUMNS)
+        a = tl.program_id(0) // RATIO
         mirrored = b >= tiles - a
-        i_tile = tl.where(mirrored, tiles - 1 - a, a)
+        square = tl.where(mirrored, tiles - 1 - a, a)
+        i_tile = square * RATIO + tl.program_id(0) % RATIO
         j_tile = tl.where(mirrored, tiles - 1 - a + b - (tiles - a), a + b)
-        live = (i_tile != a) | (b < tiles - a)  # the middle row of an odd number of tiles is its own mirror image
+        live = (square != a) | (b < tiles - a)  # the middle row of an odd number of squares is its own mirror image
     if live:
         # Tile origins in int64, offsets inside a tile in int32: half the registers of an address tile.
         i0 = row_start + i_tile * BLOCK
-        j0 = j_tile * BLOCK
-        local = tl.arange(0, BLOCK)
+        j0 = j_tile * COLUMNS
+        i = tl.arange(0, BLOCK)
+        j = tl.arange(0, COLUMNS)
         c = tl.arange(0, BLOCK_C)
         pitch_of_rows = levels * channels
-        inner = local[:, None] * pitch_of_rows + c[None, :]
-        x_rows = unit + (image * padded + i0) * pitch_of_rows + inner
-        y_rows = unit + (image * padded + j0) * pitch_of_rows + inner
+        x_rows = unit + (image * padded + i0) * pitch_of_rows + (i[:, None] * pitch_of_rows + c[None, :])
+        y_rows = unit + (image * padded + j0) * pitch_of_rows + (j[:, None] * pitch_of_rows + c[None, :])
         column = sums + image * (pitch_of_rows + 1)
         broken = tl.where(tl.load(column + pitch_of_rows) > 0, float("nan"), 0.0)
-        tile = affinity + (image * levels * rows + i_tile * BLOCK) * pitch + j_tile * BLOCK
-        mirror = affinity + (image * levels * rows + j_tile * BLOCK) * pitch + i_tile * BLOCK
-        place = local[:, None] * pitch + local[None, :]
-        off_diagonal = (i0 + local)[:, None] != (j0 + local)[None, :]
-        kept = (local < row_stop - i0)[:, None] & (local < positions - j0)[None, :]
-        similarity = tl.zeros([BLOCK, BLOCK], tl.float32)
+        tile = affinity + (image * levels * rows + i_tile * BLOCK) * pitch + j_tile * COLUMNS
+        mirror = affinity + (image * levels * rows + j_tile * COLUMNS) * pitch + i_tile * BLOCK
+        off_diagonal = (i0 + i)[:, None] != (j0 + j)[None, :]
+        kept = (i < row_stop - i0)[:, None] & (j < positions - j0)[None, :]
+        similarity = tl.zeros([BLOCK, COLUMNS], tl.float32)
         mean = 0.0 * gamma_log2e
         largest = mean + float("-inf")
         total = mean
@@ -190,132 +195,8 @@ def affinity_kernel(
             exponent = tl.fma(similarity, gamma_log2e, log2_scale - gamma_log2e + 0.0 * threshold)
             exponent = tl.minimum(exponent, log2_scale, propagate_nan=tl.PropagateNan.ALL)  # rounding: S_ij <= 1
             p = tl.where(dropped | ~kept, 0.0, tl.exp2(exponent)).to(affinity.dtype.element_ty)
-            tl.store(tile + place, p)
-            if SYMMETRIC and i_tile != j_tile:
-                tl.store(mirror + place, tl.trans(p))
+            tl.store(tile + (i[:, None] * pitch + j[None, :]), p)
+            if SYMMETRIC and i_tile // RATIO != j_tile:
+                tl.store(mirror + (j[:, None] * pitch + i[None, :]), tl.trans(p))
             tile += rows.to(tl.int64) * pitch
             mirror += rows.to(tl.int64) * pitch
-
-
-@triton.jit(do_not_specialize=["width", "coarse_height", "coarse_width", "taps_y", "taps_x"])
-def fold_kernel(
-    affinity,
-    folded,
-    first_y,
-    weight_y,
-    first_x,
-    weight_x,
-    rows,
-    width,
-    coarse_height,
-    coarse_width,
-    pitch,
-    folded_pitch,
-    taps_y,
-    taps_x,
-    shrink,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """folded[i, m] = shrink sum_j P_ij U_jm, U the bilinear resize from the coarse grid; columns up to folded_pitch.
-
-    Per axis a coarse cell has a part in `taps` fine ones from `first` on, with weights [taps, coarse].
-    """
-    i = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    image = tl.program_id(2).to(tl.int64)
-    inside = m < coarse_height * coarse_width
-    my = m // coarse_width
-    mx = m % coarse_width
-    corner = tl.load(first_y + my, mask=inside, other=0) * width + tl.load(first_x + mx, mask=inside, other=0)
-    row = affinity + image * rows * pitch + (i * pitch)[:, None]
-    total = tl.zeros([BLOCK_ROWS, BLOCK_M], tl.float32)
-    for tap_y in range(0, taps_y):
-        down = tl.load(weight_y + tap_y * coarse_height + my, mask=inside, other=0.0)
-        for tap_x in range(0, taps_x):
-            weight = down * tl.load(weight_x + tap_x * coarse_width + mx, mask=inside, other=0.0)
-            p = tl.load(row + (corner + tap_x)[None, :]).to(tl.float32)
-            total = tl.fma(p, weight[None, :], total)
-        corner += width
-    out = folded + image * rows * folded_pitch + (i * folded_pitch)[:, None] + m[None, :]
-    tl.store(out, tl.where(inside[None, :], total * shrink, 0.0).to(folded.dtype.element_ty))
-
-
-@triton.jit(
-    do_not_specialize=["live_rows", "inner", "levels", "stride_level", "stride_image", "stride_row", "out_rows"],
-    do_not_specialize_on_alignment=["scores"],
-)
-def mix_kernel(
-    weights,
-    value,
-    scores,
-    out,
-    live_rows,
-    rows,
-    inner,
-    levels,
-    channels,
-    pitch,
-    stride_level,
-    stride_image,
-    stride_row,
-    out_rows,
-    PROGRESSIVE: tl.constexpr,
-    EVEN: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """out[i, d] = sum_k weights[i, k] value[k, d] / sum_k weights[i, k], of levels weighted by their scores' softmax.
-
-    weights [images, levels, rows, pitch], 0 from inner to pitch. Strides in units of 16 bytes. EVEN: channels are a
-    multiple of BLOCK_D.
-    """
-    UNIT: tl.constexpr = 128 // value.dtype.element_ty.primitive_bitwidth
-    image = tl.program_id(2).to(tl.int64)
-    i0 = tl.program_id(0) * BLOCK_M
-    d0 = tl.program_id(1) * BLOCK_D
-    i = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    k = tl.arange(0, BLOCK_K)
-    mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    largest = float("-inf")
-    total = 0.0
-    p_of_level = weights + (image * levels * rows + i0) * pitch
-    v_of_level = value + image * stride_image * UNIT + d0
-    for level in range(levels if PROGRESSIVE else 1):
-        p_tile = p_of_level + (i * pitch)[:, None] + k[None, :]
-        v_tile = v_of_level + (k * stride_row * UNIT)[:, None] + d[None, :]
-        accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        row_sum = tl.zeros([BLOCK_M], tl.float32)
-        for start in range(0, inner, BLOCK_K):
-            p = tl.load(p_tile)
-            mask = (start + k < inner)[:, None]
-            if not EVEN:
-                mask = mask & (d0 + d < channels)[None, :]
-            v = tl.load(v_tile, mask=mask, other=0.0)
-            if UPCAST:
-                p = p.to(tl.float32)
-                v = v.to(tl.float32)
-            accumulator = tl.dot(p, v, accumulator, input_precision="ieee")
-            row_sum += tl.sum(p.to(tl.float32), axis=1)
-            p_tile += BLOCK_K
-            v_tile += BLOCK_K * stride_row * UNIT
-        # Rows past the last have no sum. One use of row_sum, not two: Triton 3.6 fails on a loop's sum used twice.
-        inverse = 1.0 / tl.maximum(row_sum, 1.1754943508222875e-38, propagate_nan=tl.PropagateNan.ALL)
-        if PROGRESSIVE:
-            score = tl.load(scores + image * levels + level)
-            weight, decay, largest, total = _online_softmax(score, largest, total)
-            mixed = mixed * decay + accumulator * (inverse * weight)[:, None]
-            p_of_level += rows.to(tl.int64) * pitch
-            v_of_level += stride_level.to(tl.int64) * UNIT
-        else:
-            mixed = accumulator * inverse[:, None]
-    if PROGRESSIVE:
-        mixed = mixed * (1.0 / total)
-    place = out + (image * out_rows + i0) * channels + d0
-    mask = (i < live_rows - i0)[:, None]
-    if not EVEN:
-        mask = mask & (d0 + d < channels)[None, :]
-    tl.store(place + (i * channels)[:, None] + d[None, :], mixed.to(out.dtype.element_ty), mask=mask)

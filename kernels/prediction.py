@@ -10,6 +10,7 @@ node of a captured graph does.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from s2clip.kernels.machine_code import Code, Loop, loops
+from s2clip.kernels.machine_code import Code, Line, Loop, loops
 from s2clip.kernels.source_loops import Place, places, stands_in, trips
 from s2clip.kernels.units import UNITS, Gpu, cost, unit_of
 
@@ -31,6 +32,8 @@ Trips = float | Callable[[dict[str, Any]], float]
 ASSUMED: dict[tuple[str, str], Trips] = {
     ("spatial_entropy.py", "range(0, channels, EVERY)"): lambda given: -(-_channels(given) // given["EVERY"]),
     ("affinity_kernels.py", "range(0, channels, BLOCK_C)"): lambda given: -(-_channels(given) // given["BLOCK_C"]),
+    ("mix_kernels.py", "range(0, inner, BLOCK_K)"): lambda given: -(-_inner(given) // given["BLOCK_K"]),
+    ("mix_kernels.py", "tl.range(0, taps_y, num_stages=1)"): lambda given: given["taps_y"],
     ("component_statistics.py", "range(ROUNDS)"): 1.5,
     ("component_statistics.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
     ("component_statistics.py", "tl.max(rest.to(tl.int32), axis=0) > 0"): 0.1,
@@ -44,11 +47,28 @@ ASSUMED: dict[tuple[str, str], Trips] = {
     ("merge_kernels.py", "current < 2147483647"): lambda given: 0.25 * min(_regions(given), given["REGIONS"]),
     ("merge_kernels.py", "tl.load(class_of + following // 2, mask=more, other=-1) != index"): 0.4,
 }
+# Branches that some programs take whole, and the share of the programs: each kind is spread over the SMs by itself.
+KINDS: dict[tuple[str, str], Callable[[dict[str, Any]], float]] = {
+    ("recombined_kernel.py", "(tokens - start_m > FEW) | (FEW == 0)"): lambda given: 1 - _short(given),
+    ("recombined_kernel.py", "tokens - start_m <= FEW"): lambda given: _short(given),
+    ("affinity_kernels.py", "live"): lambda given: _squares(given) / (_squares(given) + _squares(given) % 2),
+    ("affinity_kernels.py", "SYMMETRIC and i_tile // RATIO != j_tile"): lambda given: 1 - 2 / (_squares(given) + 1),
+}
 # Kernels whose loads hit L1 but for the first time: of them L2 gives every element once. `_merge_kernel` of the
 # components reads a pixel's class for its neighbours too; its look-ups, which pass by L1, are few.
-L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "merge_masks_kernel", "_merge_kernel", "fold_kernel")
+L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "merge_masks_kernel", "_merge_kernel")
+# Loads that hit L1 but for the first time, by file and text of the line, and the share that L2 gives: a program that
+# folds reads every position of a map twice as fine for 4 of 16 taps, and tables of a few hundred numbers.
+OF_L1: dict[tuple[str, str], float] = {
+    ("mix_kernels.py", "tl.load(place + tap_x)"): 0.25,
+    ("mix_kernels.py", "place += width"): 0.25,  # where some versions of Triton say that they stand
+    ("mix_kernels.py", "tl.load(weight_"): 0.0,
+    ("mix_kernels.py", "tl.load(first_"): 0.0,
+}
 
 
+# What a program has to end before its other work can begin: no unit's time hides behind the other's.
+FIRST = (("mix_kernels.py", "row_sum = _folded_row(\n"),)
 # Accesses of one lane, of lanes that have one address, or of the few lanes where a run starts, by file and text of the
 # line: they touch a sector of 32 bytes, not 128.
 ONE_SECTOR = (
@@ -80,6 +100,21 @@ class Prediction(NamedTuple):
     loops: list[Iteration]
 
 
+def _short(given: dict[str, Any]) -> float:
+    """The share of tiles with few rows."""
+    return 1 / -(-given["tokens"] // given["BLOCK_M"]) if given["FEW"] else 0.0
+
+
+def _squares(given: dict[str, Any]) -> int:
+    """Along a side of a symmetric P: an odd number leaves some programs idle, those of the diagonal have no mirror."""
+    return -(-given["positions"] // (given["BLOCK"] * given["RATIO"]))
+
+
+def _inner(given: dict[str, Any]) -> int:
+    """Positions that values have: of their own grid where rows of P are folded."""
+    return given["inner"] if "inner" in given else given["coarse_height"] * given["coarse_width"]
+
+
 def _regions(given: dict[str, Any]) -> int:
     return given["mask_logits"].shape[0]
 
@@ -103,6 +138,16 @@ def _source_trips(place: Place, arguments: dict[str, Any]) -> float:
 def _share(lines_places: Iterable[Place]) -> float:
     """How often the branches that an instruction stands in are taken."""
     return math.prod(float(ASSUMED.get((place.file, place.head), 1.0)) for place in lines_places if place.kind == "if")
+
+
+@functools.cache
+def _kinds(lines: tuple[Line, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((place.file, place.head) for place in places(lines) if (place.file, place.head) in KINDS)
+
+
+def _kind(lines: tuple[Line, ...], arguments: dict[str, Any]) -> float:
+    """The share of a launch's programs that run an instruction."""
+    return math.prod(KINDS[kind](arguments) for kind in _kinds(lines))
 
 
 def _paths(code: Code, found: Sequence[Loop]) -> list[tuple[Place, ...]]:
@@ -208,26 +253,35 @@ def predict(
     """memory: bytes that this launch moves to or from memory."""
     times, found = executions(code, arguments)
     ahead = _ahead(code, found)
-    busy: Counter = Counter()
-    asked = barriers = 0.0
+    blocks = math.prod(grid)
+    busy: tuple[Counter, Counter] = (Counter(), Counter())  # of what comes first, and of the rest
+    asked = [0.0, 0.0]
+    stalls = 0.0
     for index, (many, instruction) in enumerate(zip(times, code.instructions, strict=True)):
         each = cost(instruction, gpu)
+        share, part = _kind(instruction.lines, arguments), int(not stands_in(instruction.lines, FIRST))
+        most = math.ceil(round(share * blocks, 6) / gpu.multiprocessors)
         for what, cycles in each.busy.items():
-            busy[what] += many * cycles
+            busy[part][what] += many * most * cycles
         moved = min(SECTOR, each.bytes) if stands_in(instruction.lines, ONE_SECTOR) else each.bytes
-        asked += 0.0 if index in ahead else many * moved
-        barriers += many * instruction.opcode.startswith("BAR")
-    blocks = math.prod(grid)
-    most = math.ceil(blocks / gpu.multiprocessors)
-    warps = most * resources.num_warps / 4
-    warps = warps if resources.num_warps % 4 == 0 else math.ceil(warps)
-    busy["issue"] /= ISSUE
-    cycles = {what: warps * each for what, each in busy.items()}
-    stalls = math.ceil(most / resources.resident) * barriers * BARRIER
+        moved *= math.prod(given for text, given in OF_L1.items() if stands_in(instruction.lines, (text,)))
+        asked[part] += 0.0 if index in ahead else many * share * moved
+        stalls += many * math.ceil(most / resources.resident) * BARRIER * instruction.opcode.startswith("BAR")
     clock = gpu.ghz * 1e9
-    bytes_of_l2 = 0.0 if name in L1 else asked * resources.num_warps * blocks
-    bounds = {what: each / clock for what, each in cycles.items()}
-    bounds |= {"L2": max(bytes_of_l2, memory) / gpu.l2, "memory": memory / gpu.memory}
-    bound = max(bounds, key=lambda what: bounds[what])
+    most = math.ceil(blocks / gpu.multiprocessors)
+    quarters = resources.num_warps / 4  # of an SM have a warp of each block
+    quarters = quarters if quarters.is_integer() else math.ceil(most * quarters) / most
+    cycles: Counter = Counter()
+    seconds, bound = 0.0, "memory"
+    for part in (0, 1):
+        busy[part]["issue"] /= ISSUE
+        own = {what: quarters * each for what, each in busy[part].items()}
+        cycles.update(own)
+        bytes_of_l2 = 0.0 if name in L1 else asked[part] * resources.num_warps * blocks
+        bounds = {what: each / clock for what, each in own.items()} | {"L2": bytes_of_l2 / gpu.l2}
+        if part:
+            bounds |= {"L2": max(bytes_of_l2, memory) / gpu.l2, "memory": memory / gpu.memory}
+        bound = max(bounds, key=lambda what: bounds[what])
+        seconds += bounds[bound]
     rows = [iteration(code, loop, many, place) for loop, many, place in found]
-    return Prediction(name, bounds[bound] + stalls / clock, bound, blocks, cycles | {"barrier": stalls}, rows)
+    return Prediction(name, seconds + stalls / clock, bound, blocks, dict(cycles) | {"barrier": stalls}, rows)

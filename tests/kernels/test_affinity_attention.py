@@ -12,7 +12,7 @@ import torch
 from specialisations import recorded
 from torch.nn import functional as F
 
-from s2clip.kernels import affinity_attention, reference
+from s2clip.kernels import affinity_attention, affinity_tiles, reference
 from s2clip.testing import assert_within_budget
 
 # Rows of the padding hold what was in memory; numpy warns of products with it, a GPU does not.
@@ -196,7 +196,7 @@ def test_progressive_strips_give_what_the_whole_gives(monkeypatch):
 
 @pytest.mark.parametrize(("coarse", "fine"), [(1, 1), (1, 5), (3, 7), (4, 4), (21, 42), (37, 64), (5, 3)])
 def test_a_fold_table_is_the_resize_read_from_its_coarse_side(coarse, fine):
-    first, weights = affinity_attention.fold_table(coarse, fine)
+    first, weights = affinity_tiles.fold_table(coarse, fine)
     resize = torch.zeros(fine, coarse)
     for tap in range(len(weights)):
         resize[first.long() + tap, torch.arange(coarse)] += weights[tap]
@@ -247,7 +247,6 @@ def test_500_map_sizes_compile_each_kernel_at_most_three_times(dtype, ratio):
             mean = torch.empty(batch, device="meta") if case % 2 else None
             affinity_attention.launch(features, value, weights, 1.2, 3.0, mean)
     counts = Counter(launch.kernel for launch in launches)
-    assert set(counts) == {"unit_rows_kernel", "affinity_kernel", "mix_kernel"} | (
-        {"fold_kernel"} if ratio == 2 else set()
-    )
+    folded = {"folded_mix_kernel"} if ratio == 2 else set()
+    assert set(counts) == {"unit_rows_kernel", "affinity_kernel", "mix_kernel"} | folded
     assert max(counts.values()) <= 3, counts
