@@ -29,6 +29,7 @@ from s2clip.kernels.recombined_kernel import SOURCES, recombined_attention_kerne
 from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
 MAX_BLOCK = 128
+FEW = 16  # rows that a matrix product takes at least
 
 
 class Configuration(NamedTuple):
@@ -82,6 +83,17 @@ def configuration(
     if arch == 90 and terms == 2 and head_dim <= 64:  # sums are rescaled half as often; three terms would spill
         wide, block_n = True, 64  # 64 rows a block would wait for L2
     return Configuration(128 if wide else 64, block_n, 8 if wide else 4, 2)
+
+
+def few(arch: int, head_dim: int, dtype: torch.dtype, tokens: int, block_m: int, has_bias: bool) -> int:
+    """Rows of the last tile where it has its own path, else 0: a grid and CLS end one row beyond whole tiles.
+
+    577 tokens are nine tiles and a sixteenth, not ten: the last costs a quarter. 4097 on 128 SMs are six rounds, not
+    seven. On sm_90 products take at least 64 rows. Wider heads and a bias leave no registers for a second path, nor
+    does sm_80 under Triton 3.6, where one term in fp32 spilled 16 bytes.
+    """
+    fits = arch not in (80, 90) and head_dim <= 64 and dtype != torch.float32 and not has_bias
+    return FEW if fits and 1 <= tokens % block_m <= FEW < block_m < tokens else 0
 
 
 def split_head(head_dim: int) -> tuple[int, int]:
@@ -168,6 +180,7 @@ def _constants(
         "HAS_BIAS": has_bias,
         "APART": is_apart,
         "UPCAST": arch == 0,  # the interpreter multiplies the bit patterns of bf16
+        "FEW": few(arch, head_dim, dtype, tokens, tiles.block_m, has_bias),
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,
         "num_warps": tiles.num_warps,

@@ -120,6 +120,7 @@ def _attend(
     token_strides,
     bias,
     bias_stride,
+    output,
     start_m,
     tokens,
     scale_log2e,
@@ -137,7 +138,7 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The weighted sum of the terms for one tile of rows: [BLOCK_M, MAIN] and [BLOCK_M, REST].
+    """The weighted sum of the terms for one tile of rows, written to `output`, the rows of one head.
 
     LEFT and RIGHT hold two bits per term: which of the bases is X and which is Y; V is the last.
     """
@@ -199,7 +200,13 @@ def _attend(
     for t in tl.static_range(1, TERMS):
         total_main += main[t] * (weights[t] / row_sum[t])[:, None]
         total_rest += rest[t] * (weights[t] / row_sum[t])[:, None]
-    return total_main, total_rest
+    d = tl.arange(0, MAIN)
+    rows = output + start_m.to(tl.int64) * HEAD_DIM + (m * HEAD_DIM)[:, None]
+    tl.store(rows + d[None, :], total_main.to(output.dtype.element_ty), mask=live[:, None] & (d < HEAD_DIM)[None, :])
+    if REST > 0:
+        d = MAIN + tl.arange(0, REST)
+        total_rest = total_rest.to(output.dtype.element_ty)
+        tl.store(rows + d[None, :], total_rest, mask=live[:, None] & (d < HEAD_DIM)[None, :])
 
 
 # Sizes and strides change from image to image: specialising on 1 or on multiples of 16 would compile again and again.
@@ -238,10 +245,11 @@ def recombined_attention_kernel(
     HAS_BIAS: tl.constexpr,
     APART: tl.constexpr,
     UPCAST: tl.constexpr,
+    FEW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One tile of rows of one head."""
+    """One tile of rows of one head. FEW: the last tile has at most so many rows, and a path of its own; 0 for none."""
     blocks = tl.cdiv(tokens, BLOCK_M)
     program = tl.program_id(0)
     start_m = program % blocks * BLOCK_M
@@ -255,34 +263,18 @@ def recombined_attention_kernel(
         value + (image * v_stride_b + head * v_stride_h) * UNIT,
     )
     token_strides = (q_stride_n * UNIT, k_stride_n * UNIT, v_stride_n * UNIT)
-    main, rest = _attend(
-        bases,
-        token_strides,
-        bias,
-        bias_stride,
-        start_m,
-        tokens,
-        scale_log2e,
-        (weight_0, weight_1, weight_2),
-        LEFT,
-        RIGHT,
-        TERMS,
-        value.dtype.element_ty,
-        HEAD_DIM,
-        MAIN,
-        REST,
-        HAS_BIAS,
-        APART,
-        UPCAST,
-        BLOCK_M,
-        BLOCK_N,
-    )
-
-    m = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, MAIN)
-    live = (start_m + m < tokens)[:, None]
-    rows = output + ((image * heads + head) * tokens + start_m) * HEAD_DIM + (m * HEAD_DIM)[:, None]
-    tl.store(rows + d[None, :], main.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
-    if REST > 0:
-        d = MAIN + tl.arange(0, REST)
-        tl.store(rows + d[None, :], rest.to(output.dtype.element_ty), mask=live & (d < HEAD_DIM)[None, :])
+    rows = output + (image * heads + head) * tokens * HEAD_DIM
+    weights = (weight_0, weight_1, weight_2)
+    if (tokens - start_m > FEW) | (FEW == 0):
+        _attend(
+            *(bases, token_strides, bias, bias_stride, rows, start_m, tokens, scale_log2e, weights),
+            *(LEFT, RIGHT, TERMS, value.dtype.element_ty, HEAD_DIM, MAIN, REST, HAS_BIAS, APART, UPCAST),
+            *(BLOCK_M, BLOCK_N),
+        )
+    if FEW > 0:  # noqa: SIM102 - the first is decided where it is compiled
+        if tokens - start_m <= FEW:
+            _attend(
+                *(bases, token_strides, bias, bias_stride, rows, start_m, tokens, scale_log2e, weights),
+                *(LEFT, RIGHT, TERMS, value.dtype.element_ty, HEAD_DIM, MAIN, REST, HAS_BIAS, APART, UPCAST),
+                *(FEW, BLOCK_N),
+            )

@@ -67,7 +67,7 @@ from s2clip.kernels import recombined_attention as module
 tiles = module.Configuration(128, 64, 4, 2)  # three accumulators of 32 rows per warp
 module.configuration = lambda *sizes: tiles
 names = [case.name for case in inspect.cases("recombined_attention", 89)]
-row = inspect.measure("recombined_attention", 89, names.index("T3 D64 fp16 N577"))
+row = inspect.measure("recombined_attention", 89, names.index("T3 D64 fp16 N442"))
 assert row.spills > 0 and "spilled" in row.problem, row
 """
 
@@ -78,7 +78,7 @@ import s2clip.kernels.inspect as inspect
 # A tile of 32 x 64 halves gives each of 128 threads 16 bytes at a time, one of 32 x 16 only 8 in all.
 for arch, head_dim, sizes in ((80, 64, {16}), (90, 80, {8, 16})):
     cases = {case.name: case for case in inspect.cases("recombined_attention", arch)}
-    case = cases[f"T2 D{head_dim} fp16 N577"]
+    case = cases[f"T2 D{head_dim} fp16 N442"]
     asm = inspect.compile_case(case, arch).asm
     layouts = re.findall(r"#ttg.nvidia_mma<.*warpsPerCTA = \\[(\\d+), (\\d+)\\]", asm["ttgir"])
     assert layouts and set(layouts) == {(str(case.num_warps), "1")}, layouts

@@ -104,6 +104,21 @@ def test_the_last_tile_may_be_a_step_of_its_own(tokens, apart, device, monkeypat
     check(-key, key, key, ("qk",), (1.0,), 1.0, None)
 
 
+@pytest.mark.parametrize("tokens", [65, 80, 81])
+def test_a_last_tile_of_few_rows_has_tiles_of_its_own(tokens, device, monkeypatch):
+    """A grid and CLS are whole tiles and one row: as good as a whole tile, and what is not finite spreads as far."""
+    given = arguments((1, 2, tokens, 24, ("qk", "vv"), (0.7, -0.4), False), torch.float16, device)
+    assert recombined_attention.few(0, 24, torch.float16, tokens, 64, False) == (16 if tokens <= 80 else 0)
+    check(*given)
+    given[1][0, 1, 3, 2] = float("nan")
+    check(*given)
+    short = launch(*given)
+    monkeypatch.setattr(recombined_attention, "FEW", 0)
+    recombined_attention._constants.cache_clear()
+    torch.testing.assert_close(launch(*given), short, rtol=2e-3, atol=2e-3, equal_nan=True)
+    recombined_attention._constants.cache_clear()
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.3, 50.0])
 def test_any_scale(scale, device):
     query, key, value, terms, weights, _, bias = arguments(
