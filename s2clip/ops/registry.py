@@ -61,15 +61,14 @@ class Op(Generic[R]):
             launcher: Callable[..., R] = getattr(kernels, function or "launch")
             return launcher(*arguments)
 
-        given = body or (lambda run, *arguments: run(*arguments))
-
         def settle(run: Callable[..., R], *arguments: Arguments) -> R:
             if torch.compiler.is_compiling():
-                return given(run, *arguments)
+                return self.body(run, *arguments)
             with settled():  # a caller's autocast would make bf16 of the reference's matrix products
-                return given(run, *arguments)
+                return self.body(run, *arguments)
 
         self.name = name
+        self.body: Callable[..., R] = body or (lambda run, *arguments: run(*arguments))
         self.by_torch: Callable[..., R] = lambda *arguments: settle(specification, *arguments)
         self.by_triton: Callable[..., R] = lambda *arguments: settle(launch, *arguments)
         registered = torch.library.custom_op(f"s2clip::{name}", self.by_torch, mutates_args=(), schema=schema)
