@@ -34,7 +34,7 @@ DONE = {
     "formats by commas": (("a.png", *SKY, "--format", "png,npz"), "out/a.npz", {"a.png"}),
     "formats by blanks": (("a.png", *SKY, "--format", "png", "npz"), "out/a.npz", {"a.png"}),
     "formats by repetition": (("a.png", *SKY, "--format", "png", "--format", "npz"), "out/a.npz", {"a.png"}),
-    "a threshold alone": (("a.png", *SKY, "--threshold", 1), "a.png:", {"a.png"}),
+    "a threshold alone": (("a.png", *SKY, "--threshold", 1), "a.png: no class 100 %", {"a.png"}),
     "names of any spelling": (("a.png", *SKY, "--model", "Tiny", "--refine", "SAM"), "a.png:", {"a.png"}),
     "what a folder holds else": (("two", *SKY), "1 HEIC (.heic), 1 RAW (.cr2)", {"a.jpg.png", "a.png.png"}),
     "folders in folders": (("deep", *SKY), "failed: deep: no pictures in this folder", set()),

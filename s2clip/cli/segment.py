@@ -284,6 +284,8 @@ def _summary(record: dict[str, Any]) -> str:
     shares = sorted(((share, name) for name, share in record["shares"].items() if share), reverse=True)
     shown = ", ".join(f"{name.split(';')[0]} {100 * share:.0f} %" for share, name in shares[:6])
     more = f" and {len(shares) - 6} more" if len(shares) > 6 else ""
+    if (none := round(100 * (1 - sum(record["shares"].values())))) >= 1:
+        more += f"{', ' if shares else ''}no class {none} %"
     files = ", ".join(record["files"].values())
     return f"{record['source']}: {shown}{more} ({sum(record['timings_ms'].values()):.0f} ms) -> {files}"
 
