@@ -6,8 +6,12 @@ over the words q of class k; label = first argmax_k s_k, `background` where s < 
 B images, Q words, K classes, h x w patch logits, H x W pixels.
 
 Every word belongs to a class, so the best class is the class of the best word and its score is 1 / sum exp(...): the
-decision needs no class scores, and one exponential per word with the running maximum and sum of the streaming softmax.
-The patch logits stay in cache (ADE20K: 150 x 42 x 63 in fp16 are 0.8 MB).
+decision needs no class scores. The patch logits stay in cache (ADE20K: 150 x 42 x 63 in fp16 are 0.8 MB).
+
+Exponents are taken from r, the first word's logit at one patch beside the pixel, not from max v: sum_q exp(scale (v_q -
+r)) is in the range of fp32 for logits that differ by less than 80 / scale, it needs no running maximum, and resizing
+subtracts r for nothing. Programs where a sum is not within 1e-30..inf, or a logit not finite, do their pixels again,
+one by one, with the maximum and sum of the streaming softmax.
 
 Never written: the upsampled logits and probabilities [B,Q,H,W]; at Q = 150 and 512 x 683 pixels 210 MB each in fp32,
 read back about four times by the published chain. Written: 8 bytes per pixel.
@@ -21,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from s2clip.kernels.tiles import LOG2E, adjacent_taps, architecture, launcher
+from s2clip.kernels.tiles import LOG2E, adjacent_taps, architecture, bilinear, bilinear_taps, launcher
 
 # Nothing is specialised on: bilinear taps are gathered and ragged ends masked, so alignment would not widen an access.
 SIZES = ("words", "rows", "columns", "height", "width")
@@ -58,60 +62,85 @@ def _pixels(height, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _taps(y, x, rows, columns, height, width, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(offsets of the left logit in three rows of logits, shares across, weights down times scale, below).
-
-    below [ROWS,1]: whether a pixel's two rows are the last two of the three.
-    """
+    """(offsets of the left logit in three rows of logits, shares across, weights down times scale)."""
     # Pixels beyond the last repeat it, so that no load needs a mask.
     top, share_y = adjacent_taps(tl.minimum(y, height - 1), height, rows)
     left, share_x = adjacent_taps(tl.minimum(x, width - 1), width, columns)
     strip = tl.program_id(0) // tl.cdiv(width, BLOCK) % tl.cdiv(height, ROWS)
     first, _ = adjacent_taps(strip * ROWS, height, rows)
-    below = (top > first)[:, None]
+    below = (top > first)[:, None]  # whether a pixel's two rows are the last two of the three
     upper = ((1.0 - share_y) * scale)[:, None]
     lower = (share_y * scale)[:, None]
     down = (tl.where(below, 0.0, upper), tl.where(below, upper, lower), tl.where(below, lower, 0.0))
     third = tl.minimum(first + 2, rows - 1)
     lines = (first * columns + left[None, :], (first + 1) * columns + left[None, :], third * columns + left[None, :])
-    return lines, ((1.0 - share_x)[None, :], share_x[None, :]), down, below
+    return lines, ((1.0 - share_x)[None, :], share_x[None, :]), down
 
 
 @triton.jit
-def _line(place, across, unsound):
-    """(logits of one row resized across, 0 where not finite; `unsound`, NaN from the first that is not finite on)."""
+def _line(place, across):
+    """Logits of one row resized across."""
     value = tl.load(place).to(tl.float32) * across[0]
-    value = tl.fma(tl.load(place + 1).to(tl.float32), across[1], value)
-    return tl.where(tl.abs(value) < float("inf"), value, 0.0), tl.fma(value, 0.0, unsound)
+    return tl.fma(tl.load(place + 1).to(tl.float32), across[1], value)
 
 
 @triton.jit
-def _resized(plane, lines, across, down, unsound, ROWS: tl.constexpr):
-    """(scale times the resized logits of one word [ROWS,BLOCK], `unsound` of the three rows of logits)."""
-    first, first_unsound = _line(plane + lines[0], across, unsound[0])
-    second, second_unsound = _line(plane + lines[1], across, unsound[1])
-    value = tl.fma(second, down[1], first * down[0])
-    third_unsound = unsound[2]
+def _resized(plane, lines, across, down, reference, check, ROWS: tl.constexpr):
+    """(scale times the resized logits of one word less the reference [ROWS,BLOCK], check).
+
+    check [1,BLOCK]: not finite from the first logit on that is not, as products and sums keep that.
+    """
+    first = _line(plane + lines[0], across)
+    second = _line(plane + lines[1], across)
+    value = tl.fma(second, down[1], tl.fma(first, down[0], -reference))
+    check = tl.fma(first, second, check)
     if ROWS > 1:
-        third, third_unsound = _line(plane + lines[2], across, unsound[2])
+        third = _line(plane + lines[2], across)
         value = tl.fma(third, down[2], value)
-    return value, (first_unsound, second_unsound, third_unsound)
+        check = tl.fma(third, third, check)
+    return value, check
 
 
 @triton.jit
-def _sound(unsound, below, ROWS: tl.constexpr):
-    """[ROWS,BLOCK]: whether both rows of logits of a pixel were finite for all words."""
-    total = unsound[0] + unsound[1]
-    if ROWS > 1:
-        total = tl.where(below, unsound[1] + unsound[2], total)
-    return total == total
+def _within_range(total, check):
+    """[ROWS,BLOCK]: whether sums of powers lost nothing, and all logits were finite."""
+    return (total > 1e-30) & (total < float("inf")) & (tl.abs(check) < float("inf"))
 
 
 @triton.jit
-def _streaming_softmax(value, better, largest, total):
-    """One step of max and sum exp2(value - max) with a single exponential; better: value is the new maximum."""
-    decay = tl.exp2(-tl.abs(value - largest))
-    total = tl.fma(tl.where(better, total, 1.0), decay, tl.where(better, 1.0, total))
-    return tl.where(better, value, largest), total
+def _own_taps(y, x, rows, columns, height, width):
+    """Offsets of a pixel's two rows and two columns of logits, and shares of the second ones."""
+    top, bottom, share_y = bilinear_taps(tl.minimum(y, height - 1), height, rows)
+    left, right, share_x = bilinear_taps(tl.minimum(x, width - 1), width, columns)
+    lines = (top * columns)[:, None], (bottom * columns)[:, None]
+    return lines, (left[None, :], right[None, :]), (share_y[:, None], share_x[None, :])
+
+
+@triton.jit
+def _alone(plane, taps, scale, unsound):
+    """(scale times the resized logits, 0 where not finite; `unsound`, NaN from the first that is not finite on)."""
+    rows, columns, shares = taps
+    value = bilinear(plane, rows[0], rows[1], columns[0], columns[1], shares[0], shares[1])
+    return tl.where(tl.abs(value) < float("inf"), value * scale, 0.0), tl.fma(value, 0.0, unsound)
+
+
+@triton.jit
+def _streaming_softmax(plane, class_index, words, step, taps, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(label of the largest, it, sum exp2(value - it), whether all were finite) of pixels with taps of their own."""
+    label = tl.full([ROWS, BLOCK], 2147483647, tl.int32)
+    largest = tl.full([ROWS, BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    unsound = tl.zeros([ROWS, BLOCK], tl.float32)
+    for word in range(0, words):
+        value, unsound = _alone(plane, taps, scale, unsound)
+        plane += step
+        index = tl.load(class_index + word).to(tl.int32)
+        better = (value > largest) | ((value >= largest) & (index < label))
+        label = tl.where(better, index, label)
+        decay = tl.exp2(-tl.abs(value - largest))
+        total = tl.fma(tl.where(better, total, 1.0), decay, tl.where(better, 1.0, total))
+        largest = tl.where(better, value, largest)
+    return label, largest, total, unsound == unsound
 
 
 @triton.jit(do_not_specialize=["logits", "class_index", "labels", "confidence", "background", *SIZES])
@@ -133,23 +162,35 @@ def _classify_pixels_kernel(
 ):
     image, y, x = _pixels(height, width, ROWS, BLOCK)
     # The scale is in the weights, so that comparisons see it: below zero the order turns round, zero makes all equal.
-    lines, across, down, below = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
-    plane = logits + image * words * rows * columns
+    lines, across, down = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
+    planes = logits + image * words * rows * columns
+    reference = tl.load(planes + lines[1]).to(tl.float32) * scale_log2e
     label = tl.full([ROWS, BLOCK], 2147483647, tl.int32)
-    largest = tl.full([ROWS, BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    largest = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    zero = tl.zeros([1, BLOCK], tl.float32)
-    unsound = (zero, zero, zero)
+    check = tl.zeros([1, BLOCK], tl.float32)
+    latest = words * 0
+    plane = planes
     for word in range(0, words):
-        value, unsound = _resized(plane, lines, across, down, unsound, ROWS)
+        value, check = _resized(plane, lines, across, down, reference, check, ROWS)
         plane += rows * columns
         index = tl.load(class_index + word).to(tl.int32)
-        better = (value > largest) | ((value >= largest) & (index < label))
+        better = value > largest
+        if index < latest:  # of equals the first class: a matter of strict comparison where words are in its order
+            better = better | ((value == largest) & (index < label))
+        latest = tl.maximum(latest, index)
         label = tl.where(better, index, label)
-        largest, total = _streaming_softmax(value, better, largest, total)
-    score = 1.0 / total
+        largest = tl.maximum(largest, value)
+        total += tl.exp2(value)
+    finite = _within_range(total, check)
+    if tl.min(finite.to(tl.int32)) == 0:
+        taps = _own_taps(y, x, rows, columns, height, width)
+        label, _largest, total, finite = _streaming_softmax(
+            planes, class_index, words, rows * columns, taps, scale_log2e, ROWS, BLOCK
+        )
+        largest = tl.zeros([ROWS, BLOCK], tl.float32)
+    score = tl.div_rn(tl.exp2(largest), total)
     label = tl.where(score < threshold, background, label)
-    finite = _sound(unsound, below, ROWS) & (x >= 0)[None, :]
     inside = (y < height)[:, None] & (x < width)[None, :]
     out = image * height * width + y[:, None] * width + x[None, :]
     tl.store(labels + out, tl.where(finite, label, -1), mask=inside)
@@ -174,29 +215,43 @@ def _class_scores_kernel(
 ):
     """word_order sorts the words by class; those of class k are word_order[class_start[k]:class_start[k + 1]]."""
     image, y, x = _pixels(height, width, ROWS, BLOCK)
-    lines, across, down, below = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
+    lines, across, down = _taps(y, x, rows, columns, height, width, scale_log2e, ROWS, BLOCK)
     planes = logits + image * words * rows * columns
-    largest = tl.full([ROWS, BLOCK], -3.0e38, tl.float32)  # finite, so that the first difference is no inf - inf
+    reference = tl.load(planes + lines[1]).to(tl.float32) * scale_log2e
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    zero = tl.zeros([1, BLOCK], tl.float32)
-    unsound = (zero, zero, zero)
+    check = tl.zeros([1, BLOCK], tl.float32)
     plane = planes
     for _ in range(0, words):
-        value, unsound = _resized(plane, lines, across, down, unsound, ROWS)
+        value, check = _resized(plane, lines, across, down, reference, check, ROWS)
         plane += rows * columns
-        largest, total = _streaming_softmax(value, value > largest, largest, total)
-    share = 1.0 / total
-    finite = _sound(unsound, below, ROWS) & (x >= 0)[None, :]
+        total += tl.exp2(value)
     inside = (y < height)[:, None] & (x < width)[None, :]
     out = scores + image * classes * height * width + y[:, None] * width + x[None, :]
-    for index in range(0, classes):
-        score = tl.zeros([ROWS, BLOCK], tl.float32)
-        for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
-            plane = planes + tl.load(word_order + position) * rows * columns
-            value, _unsound = _resized(plane, lines, across, down, unsound, ROWS)
-            score = tl.maximum(score, tl.exp2(value - largest) * share)
-        tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
-        out += height * width
+    finite = _within_range(total, check)
+    if tl.min(finite.to(tl.int32)) == 1:
+        share = 1.0 / total
+        for index in range(0, classes):
+            largest = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+            for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
+                plane = planes + tl.load(word_order + position) * rows * columns
+                value, _check = _resized(plane, lines, across, down, reference, check, ROWS)
+                largest = tl.maximum(largest, value)
+            tl.store(out, (tl.exp2(largest) * share).to(scores.dtype.element_ty), mask=inside)
+            out += height * width
+    else:
+        taps = _own_taps(y, x, rows, columns, height, width)
+        _label, top, total, finite = _streaming_softmax(
+            planes, word_order, words, rows * columns, taps, scale_log2e, ROWS, BLOCK
+        )
+        share = 1.0 / total
+        for index in range(0, classes):
+            score = tl.zeros([ROWS, BLOCK], tl.float32)
+            for position in range(tl.load(class_start + index), tl.load(class_start + index + 1)):
+                plane = planes + tl.load(word_order + position) * rows * columns
+                value, _check = _alone(plane, taps, scale_log2e, score)
+                score = tl.maximum(score, tl.exp2(value - top) * share)
+            tl.store(out, tl.where(finite, score, float("nan")).to(scores.dtype.element_ty), mask=inside)
+            out += height * width
 
 
 def _two_at_least(logits: torch.Tensor) -> torch.Tensor:

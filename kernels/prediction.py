@@ -34,6 +34,8 @@ ASSUMED: dict[tuple[str, str], Trips] = {
     ("affinity_kernels.py", "range(0, channels, BLOCK_C)"): lambda given: -(-_channels(given) // given["BLOCK_C"]),
     ("mix_kernels.py", "range(0, inner, BLOCK_K)"): lambda given: -(-_inner(given) // given["BLOCK_K"]),
     ("mix_kernels.py", "tl.range(0, taps_y, num_stages=1)"): lambda given: given["taps_y"],
+    ("classify_pixels.py", "index < latest"): 0.0,  # words are in the order of their classes
+    ("classify_pixels.py", "tl.min(finite.to(tl.int32)) == 0"): 0.0,  # logits are finite, and not far apart
     ("component_statistics.py", "range(ROUNDS)"): 1.5,
     ("component_statistics.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
     ("component_statistics.py", "tl.max(rest.to(tl.int32), axis=0) > 0"): 0.1,

@@ -150,3 +150,32 @@ def test_a_scale_that_is_not_positive_decides_as_the_reference(scale):
     expected_labels, expected = reference.classify_pixels(*given)
     assert torch.equal(labels, expected_labels)
     torch.testing.assert_close(confidence, expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+@pytest.mark.parametrize("spread", [1.0, 3.0, 30.0, 3e4])
+def test_logits_far_apart_are_summed_from_their_maximum(spread):
+    """Some 2^57 apart at 1; from 3 on powers beside the first word's leave the range of fp32, above or below."""
+    arguments = (spread * normal(1, 4, 5, 6), (23, 17), SCALE, torch.tensor([2, 0, 1, 3]), 4)
+    labels, confidence = classify_pixels.launch(*arguments, 0.0, 0)
+    scores = reference.class_scores(*in_float64(list(arguments)))
+    assert_labels_equal_by_margin(labels, scores.max(1).indices, scores, margin=1e-5, threshold=0.0)
+    torch.testing.assert_close(confidence.double(), scores.amax(1), rtol=1e-4 * spread, atol=1e-6)
+    actual = classify_pixels.launch_scores(*arguments)
+    torch.testing.assert_close(actual.double(), scores, rtol=1e-4 * spread, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(13, 17), (2, 3)], ids=str)
+@pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:overflow encountered")
+def test_a_logit_that_is_not_finite_marks_what_sees_it_wherever_it_lies(size):
+    """One image per place of the logit; four rows of pixels share three of logits, of which a pixel sees two."""
+    logits = 0.1 * normal(12, 2, 3, 4)
+    for place, bad in enumerate(3 * [float("nan"), float("inf"), float("-inf"), float("inf")]):
+        logits[place, place % 2].view(-1)[place] = bad
+    arguments = (logits, size, SCALE, torch.tensor([0, 1]), 2)
+    labels, _ = classify_pixels.launch(*arguments, 0.0, 0)
+    expected, _ = reference.classify_pixels(*arguments, 0.0, 0)
+    assert torch.equal(labels, expected)
+    assert torch.equal(
+        classify_pixels.launch_scores(*arguments).isnan(), (expected == -1)[:, None].expand(-1, 2, -1, -1)
+    )
