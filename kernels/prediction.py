@@ -30,7 +30,9 @@ BARRIER = 30
 # so that a union or a look-up takes one step, and half of the blocks of pixels see a second label.
 Trips = float | Callable[[dict[str, Any]], float]
 ASSUMED: dict[tuple[str, str], Trips] = {
-    ("spatial_entropy.py", "range(0, channels, EVERY)"): lambda given: -(-_channels(given) // given["EVERY"]),
+    ("spatial_entropy.py", "range(0, programs, EVERY)"): lambda given: (
+        -(-_channels(given) // (given["BLOCK_C"] * given["EVERY"]))
+    ),
     ("affinity_kernels.py", "range(0, channels, BLOCK_C)"): lambda given: -(-_channels(given) // given["BLOCK_C"]),
     ("mix_kernels.py", "range(0, inner, BLOCK_K)"): lambda given: -(-_inner(given) // given["BLOCK_K"]),
     ("mix_kernels.py", "tl.range(0, taps_y, num_stages=1)"): lambda given: given["taps_y"],
@@ -74,6 +76,8 @@ FIRST = (("mix_kernels.py", "row_sum = _folded_row(\n"),)
 # Accesses of one lane, of lanes that have one address, or of the few lanes where a run starts, by file and text of the
 # line: they touch a sector of 32 bytes, not 128.
 ONE_SECTOR = (
+    ("spatial_entropy.py", "tl.load(fact"),
+    ("spatial_entropy.py", "tl.store(fact"),
     ("component_statistics.py", "_record(\n"),
     ("component_statistics.py", "count + image"),
     ("component_statistics.py", "end + image"),
@@ -122,10 +126,10 @@ def _regions(given: dict[str, Any]) -> int:
 
 
 def _channels(given: dict[str, Any]) -> int:
-    """In units of 16 bytes where the kernel is told that its rows are WIDE, or tokens."""
+    """In units of 16 bytes where the kernel is told that its rows are WIDE, of 8 where they are tokens."""
     if given.get("WIDE"):
         return given["channels"] * (16 // given["feature"].element_size())
-    return given["channels"] * (16 // given["features"].element_size() if given.get("TOKENS") else 1)
+    return given["channels"] * (8 // given["features"].element_size() if given.get("TOKENS") else 1)
 
 
 def _source_trips(place: Place, arguments: dict[str, Any]) -> float:

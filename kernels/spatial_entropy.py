@@ -6,15 +6,19 @@ clamped values P'. Result: mean of H over the C channels; 0 where it is not fini
 with the smallest sigma of the image's channels, which is why there are two kernels.
 
 B images, C channels. Never written: the standardised maps and the distributions [B,C,N]; the eager chain writes and
-reads each about ten times. Written: three numbers per channel.
+reads each about ten times. Written: five numbers per channel.
 
 fp16, bf16, fp32; arithmetic in fp32, the mean over the channels in integers, so that any order of programs gives the
 same bits. Tiles are channels x positions, so that token maps [B,N,C] seen as [B,C,H,W] and plain maps are both read
-along their contiguous axis. Loops add tiles to tiles, which needs no barrier; one reduction follows. Three steps:
-* moments about the mean of the first tile: one pass, and the shift is at most sqrt(N / BLOCK_N) deviations from mu, so
-  that the variance loses no more than N / BLOCK_N roundings;
-* S, with log2 P = (x - max x) a - log2 S linear in x;
-* max(P, eps) = 2^max(log2 P, log2 eps): the logarithm is at hand before the power, and none is computed.
+along their contiguous axis. Loops add tiles to tiles, which needs no barrier; one reduction follows. Three passes:
+* moments about the mean of the first tile: the shift is at most sqrt(N / BLOCK_N) deviations from mu, so that the
+  variance loses no more than N / BLOCK_N roundings;
+* S. Whatever the other channels are, eps lies between 1e-6 and max(sigma / 100, 1e-6), within 0.5 % of sigma + eps
+  from their middle e. Hence the first kernel, which waits for memory, has S at e for the powers 2^y, and the mean and
+  variance of y under them; in the second log2 S = log2 S_e + d mean + d^2 variance ln 2 / 2 with d = (e - eps) /
+  (sigma + eps). Left out is d^3 / 6 of the third moment, 1.4e-6 of S for the most lopsided map of 1764 positions;
+* max(P, eps) = 2^max(log2 P, log2 eps): the logarithm is at hand before the power, and none is computed. H does not
+  see a factor common to all P', so that log2 P is taken without log2 S and compared with log2(eps S) instead.
 """
 
 from typing import NamedTuple
@@ -25,12 +29,15 @@ import triton.language as tl
 
 from s2clip.kernels.tiles import LOG2E, architecture, launcher
 
-EVERY = tl.constexpr(1024)  # deviations at a time
+EVERY = tl.constexpr(64)  # smallest deviations of programs at a time
+FACTS = tl.constexpr(5)  # numbers per channel
+LN2 = tl.constexpr(0.6931471805599453)
 # An image's entropy as an integer times 2^-42, below 32, and above it how many programs have added theirs.
 FIXED_POINT = tl.constexpr(float(1 << 42))
 ONE_PROGRAM = tl.constexpr(1 << 48)
-FIGURES = ("deviation", "largest", "state", "result")
-# One stride is 1, which TOKENS says; then the others come in units of 16 bytes.
+FIGURES = ("smallest", "state", "result")
+# One stride is 1, which TOKENS says; then the others come in units of 8 bytes. A lane that reads 8 holds four channels
+# of fp16: what is done once per channel, by every lane, would cost as much as half of a pass with 16 bytes and eight.
 RUN_TIME = [*FIGURES, "channels", "positions", "stride_image", "stride"]
 
 
@@ -47,7 +54,7 @@ def configuration(arch: int) -> Configuration:
 
     The interpreter (0) combines a tile's positions one by one in Python: few of them.
     """
-    return Configuration(32, 32, 1) if arch == 0 else Configuration(16, 64, 4)
+    return Configuration(32, 32, 1) if arch == 0 else Configuration(16, 128, 4)
 
 
 @triton.jit
@@ -58,7 +65,7 @@ def _maximum(x, y):
 @triton.jit
 def _places(features, image, stride_image, stride, TOKENS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
     """(channels of this program, places of its first tile, from one tile to the next)."""
-    UNIT: tl.constexpr = 128 // features.dtype.element_ty.primitive_bitwidth
+    UNIT: tl.constexpr = 64 // features.dtype.element_ty.primitive_bitwidth
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     step = stride.to(tl.int64)
@@ -76,11 +83,49 @@ def _add_moments(away, x, total, squares, top):
     return total + away, tl.fma(away, away, squares), _maximum(top, x)
 
 
+@triton.jit
+def _joined_moments(total, squares, top, other_total, other_squares, other_top):
+    return total + other_total, squares + other_squares, _maximum(top, other_top)
+
+
+@triton.jit
+def _add_powers(exponent, power, mass, first, second):
+    """Sums of power, power * exponent and power * exponent^2."""
+    return mass + power, tl.fma(power, exponent, first), tl.fma(power * exponent, exponent, second)
+
+
+@triton.jit
+def _sums_of_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def _sums_of_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _middle_epsilon(deviation):
+    """Of the two ends between which eps of the image is, given one of its channels' deviations."""
+    return 0.5 * (tl.maximum(deviation * 1e-2, 1e-6) + 1e-6)
+
+
+@triton.jit
+def _line(top, spread):
+    """(rate, shift, lost): (x - top) / spread * log2(e) is fma(x, rate, shift) - lost, one operation an element.
+
+    lost is what rounding took from shift.
+    """
+    rate = 1.0 / spread * LOG2E
+    shift = -top * rate
+    return rate, shift, tl.fma(top, rate, shift)
+
+
 @triton.jit(do_not_specialize=RUN_TIME)
 def _moments_kernel(
     features,
-    deviation,
-    largest,
+    figures,
+    smallest,
     state,
     result,
     channels,
@@ -91,42 +136,68 @@ def _moments_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Population deviation and maximum of every channel; zeros for what `_entropy_kernel` adds to."""
+    """Per channel population deviation, maximum and figures of S; the program's smallest deviation.
+
+    Zeros for what `_entropy_kernel` adds to.
+    """
     if TOKENS:
-        channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
+        channels = channels * (64 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
-    c, place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
+    c, start_place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
     own = (c < channels)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    first = tl.load(place, mask=own & (n < positions), other=0.0).to(tl.float32)
+    left = positions % BLOCK_N
+    first = tl.load(start_place, mask=own & (n < positions), other=0.0).to(tl.float32)
     shift = tl.sum(first, axis=1) / tl.minimum(positions, BLOCK_N)
-    total = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
-    top = tl.full([BLOCK_C, BLOCK_N], float("-inf"), tl.float32)
+    zeros = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
+    total, squares, top = zeros, zeros, zeros - float("inf")
+    place = start_place
     for _ in range(0, positions // BLOCK_N):
         x = tl.load(place, mask=own, other=0.0).to(tl.float32)
         total, squares, top = _add_moments(x - shift[:, None], x, total, squares, top)
         place += step
-    left = positions % BLOCK_N
     if left > 0:
         x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
         away = tl.where(n < left, x - shift[:, None], 0.0)
         total, squares, top = _add_moments(away, tl.where(n < left, x, float("-inf")), total, squares, top)
-    away = tl.sum(total, axis=1) / positions
-    variance = _maximum(tl.sum(squares, axis=1) / positions - away * away, 0.0)
-    if tl.program_id(1) == 0:
+    total, squares, largest = tl.reduce((total, squares, top), 1, _joined_moments)
+    away = total / positions
+    deviation = tl.sqrt(_maximum(squares / positions - away * away, 0.0))
+
+    rate, shift, lost = _line(largest, deviation + _middle_epsilon(deviation))
+    mass, first, second = zeros, zeros, zeros
+    place = start_place
+    for _ in range(0, positions // BLOCK_N):
+        exponent = tl.fma(tl.load(place, mask=own, other=0.0).to(tl.float32), rate[:, None], shift[:, None])
+        mass, first, second = _add_powers(exponent, tl.exp2(exponent), mass, first, second)
+        place += step
+    if left > 0:
+        x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
+        exponent = tl.where(n < left, tl.fma(x, rate[:, None], shift[:, None]), 0.0)
+        power = tl.where(n < left, tl.exp2(exponent), 0.0)
+        mass, first, second = _add_powers(exponent, power, mass, first, second)
+    mass, first, second = tl.reduce((mass, first, second), 1, _sums_of_three)
+    mean = first / mass
+
+    program = tl.program_id(1)
+    if program == 0:
         tl.store(state + image, 0)
         tl.store(result + image, 0.0)
-    out = image * channels + c
-    tl.store(deviation + out, tl.sqrt(variance), mask=c < channels)
-    tl.store(largest + out, tl.reduce(top, 1, _maximum), mask=c < channels)
+    lowest = tl.min(tl.where(c < channels, deviation, float("inf")), axis=0)
+    tl.store(smallest + image * tl.num_programs(1) + program, lowest)
+    fact = figures + (image * tl.num_programs(1) + program) * (FACTS * BLOCK_C) + tl.arange(0, BLOCK_C)
+    tl.store(fact, deviation)
+    tl.store(fact + BLOCK_C, largest)
+    tl.store(fact + 2 * BLOCK_C, mass * tl.exp2(-lost))
+    tl.store(fact + 3 * BLOCK_C, mean)
+    tl.store(fact + 4 * BLOCK_C, (second / mass - mean * mean) * (0.5 * LN2))
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def _entropy_kernel(
     features,
-    deviation,
-    largest,
+    figures,
+    smallest,
     state,
     result,
     channels,
@@ -139,67 +210,59 @@ def _entropy_kernel(
 ):
     """Entropy of every channel in nats; an image's last program writes their mean, unless one is not finite."""
     if TOKENS:
-        channels = channels * (128 // features.dtype.element_ty.primitive_bitwidth)
+        channels = channels * (64 // features.dtype.element_ty.primitive_bitwidth)
     image = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(1)
     lane = tl.arange(0, EVERY)
-    smallest = tl.full([EVERY], float("inf"), tl.float32)
-    for start in range(0, channels, EVERY):
-        every = tl.load(deviation + image * channels + start + lane, mask=start + lane < channels, other=float("inf"))
-        smallest = tl.minimum(smallest, every)
-    epsilon = tl.maximum(tl.min(smallest, axis=0) * 1e-2, 1e-6)
+    lowest = tl.full([EVERY], float("inf"), tl.float32)
+    for start in range(0, programs, EVERY):
+        every = tl.load(smallest + image * programs + start + lane, mask=start + lane < programs, other=float("inf"))
+        lowest = tl.minimum(lowest, every)
+    epsilon = tl.maximum(tl.min(lowest, axis=0) * 1e-2, 1e-6)
 
-    c, start_place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
+    c, place, step = _places(features, image, stride_image, stride, TOKENS, BLOCK_C, BLOCK_N)
     own = (c < channels)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    figures = image * channels + c
-    spread = tl.load(deviation + figures, mask=c < channels, other=0.0) + epsilon
-    rate = (1.0 / spread * LOG2E)[:, None]
-    top = tl.load(largest + figures, mask=c < channels, other=0.0)[:, None]
-    # (x - top) rate is fma(x, rate, shift) + lost, one operation an element; lost is what rounding took from shift.
-    shift = -top * rate
-    lost = tl.fma(top, rate, shift)
-    least = tl.log2(epsilon)
+    fact = figures + (image * programs + tl.program_id(1)) * (FACTS * BLOCK_C) + tl.arange(0, BLOCK_C)
+    deviation = tl.load(fact)
+    largest = tl.load(fact + BLOCK_C)
+    drift = (_middle_epsilon(deviation) - epsilon) / (deviation + epsilon)
+    growth = tl.fma(tl.load(fact + 4 * BLOCK_C), drift, tl.load(fact + 3 * BLOCK_C)) * drift
+    power = tl.load(fact + 2 * BLOCK_C) * tl.exp2(growth)
+    rate, shift, lost = _line(largest, deviation + epsilon)
+    least = (lost + tl.log2(epsilon * (power + epsilon)))[:, None]
+
     left = positions % BLOCK_N
-    powers = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
-    place = start_place
-    for _ in range(0, positions // BLOCK_N):
-        powers += tl.exp2(tl.fma(tl.load(place, mask=own, other=0.0).to(tl.float32), rate, shift))
-        place += step
-    if left > 0:
-        x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
-        powers += tl.where(n < left, tl.exp2(tl.fma(x, rate, shift)), 0.0)
-    share = -lost - tl.log2(tl.sum(powers, axis=1)[:, None] * tl.exp2(-lost) + epsilon)
     mass = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     surprise = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
-    place = start_place
     for _ in range(0, positions // BLOCK_N):
         x = tl.load(place, mask=own, other=0.0).to(tl.float32)
-        exponent = _maximum(tl.fma(x, rate, shift) + share, least)
+        exponent = _maximum(tl.fma(x, rate[:, None], shift[:, None]), least)
         probability = tl.exp2(exponent)
         mass += probability
         surprise = tl.fma(probability, exponent, surprise)
         place += step
     if left > 0:
         x = tl.load(place, mask=own & (n < left), other=0.0).to(tl.float32)
-        exponent = _maximum(tl.fma(x, rate, shift) + share, least)
+        exponent = tl.where(n < left, _maximum(tl.fma(x, rate[:, None], shift[:, None]), least), 0.0)
         probability = tl.where(n < left, tl.exp2(exponent), 0.0)
         mass += probability
-        surprise = tl.fma(probability, tl.where(n < left, exponent, 0.0), surprise)
-    total = tl.where(c < channels, tl.sum(mass, axis=1), 1.0)
-    nats = tl.where(c < channels, tl.log(total) - tl.sum(surprise, axis=1) / (total * LOG2E), 0.0)
+        surprise = tl.fma(probability, exponent, surprise)
+    mass, surprise = tl.reduce((mass, surprise), 1, _sums_of_two)
+    nats = tl.where(c < channels, (tl.log2(mass) - surprise / mass) * LN2, 0.0)
     part = tl.maximum(tl.sum(nats, axis=0), 0.0, propagate_nan=tl.PropagateNan.ALL) / channels
     if part < float("inf"):
         fixed = (part * FIXED_POINT).to(tl.int64)
         before = tl.atomic_add(state + image, fixed + ONE_PROGRAM, sem="relaxed")
-        if before >> 48 == tl.num_programs(1) - 1:
+        if before >> 48 == programs - 1:
             tl.store(result + image, ((before & (ONE_PROGRAM - 1)) + fixed).to(tl.float32) * (1.0 / FIXED_POINT))
 
 
 def _readable(features: torch.Tensor) -> bool:
-    """Whether positions are evenly spaced, and maps adjacent in a row, or tokens in whole pieces of 16 bytes."""
+    """Whether positions are evenly spaced, and maps adjacent in a row, or tokens in whole pieces of 8 bytes."""
     if features.stride(2) != features.shape[3] * features.stride(3) or features.data_ptr() % 16:
         return False
-    unit = 16 // features.element_size()
+    unit = 8 // features.element_size()
     sizes = (features.shape[1], features.stride(0), features.stride(3))
     return features.stride(3) == 1 or (features.stride(1) == 1 and all(size % unit == 0 for size in sizes))
 
@@ -214,13 +277,14 @@ def launch(features: torch.Tensor) -> torch.Tensor:
     if not _readable(features):
         features = features.clone(memory_format=torch.contiguous_format)
     tokens = features.stride(3) != 1
-    unit = 16 // features.element_size() if tokens else 1
+    unit = 8 // features.element_size() if tokens else 1
     chosen = configuration(architecture(features.device))
-    deviation, largest = torch.empty((2, batch, channels), dtype=torch.float32, device=features.device)
-    state = torch.empty(batch, dtype=torch.int64, device=features.device)
-    given = (features, deviation, largest, state, result, channels // unit, height * width)
-    given += (features.stride(0) // unit, features.stride(3 if tokens else 1) // unit)
     grid = (batch, triton.cdiv(channels, chosen.block_c))
+    figures = torch.empty((*grid, FACTS.value, chosen.block_c), dtype=torch.float32, device=features.device)
+    smallest = torch.empty(grid, dtype=torch.float32, device=features.device)
+    state = torch.empty(batch, dtype=torch.int64, device=features.device)
+    given = (features, figures, smallest, state, result, channels // unit, height * width)
+    given += (features.stride(0) // unit, features.stride(3 if tokens else 1) // unit)
     tiles = {"TOKENS": tokens, "BLOCK_C": chosen.block_c, "BLOCK_N": chosen.block_n}
     tiles |= {"num_warps": chosen.warps, "num_stages": 1, "enable_fp_fusion": True}
     _moments_kernel[grid](*given, **tiles)

@@ -26,6 +26,28 @@ def test_agrees_with_the_reference_in_double(shape, dtype):
     assert_within_budget(result, reference.spatial_entropy, features)
 
 
+CHANNELS = {
+    "deviations from 1e-7 to 10": lambda maps: maps * torch.logspace(-7, 1, 9)[:, None, None],
+    "deviations below 1e-4": lambda maps: maps * torch.logspace(-9, -4.5, 9)[:, None, None],
+    "deviations that differ by little": lambda maps: maps * torch.linspace(1, 1.1, 9)[:, None, None],
+    "deviations of hundreds": lambda maps: maps * 300,
+    "far from zero": lambda maps: maps + 100 * torch.arange(9)[:, None, None],
+    "one position far above the others": lambda maps: 0.1 * maps + 30 * (torch.arange(400).view(20, 20) == 77),
+    "a fifth of the powers far below": lambda maps: 0.01 * maps + torch.arange(400).view(20, 20).eq(5) * 6.0,
+    "constant but for one channel": lambda maps: torch.where(torch.arange(9)[:, None, None] == 4, maps, 2.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANNELS.values(), ids=CHANNELS.keys())
+def test_channels_unlike_each_other(change):
+    """eps is that of the image: within 1 % of a channel's deviation, or far below it.
+
+    Equal addends, as clamped shares are, round one way: 9 times torch's error with one position far above the others.
+    """
+    features = change(normal(1, 9, 20, 20))
+    assert_within_budget(spatial_entropy.launch(features), reference.spatial_entropy, features, factor=10)
+
+
 def test_token_maps_are_read_in_their_own_order():
     tokens = normal(2, 6 * 5, 40)
     maps = tokens.view(2, 6, 5, 40).permute(0, 3, 1, 2)
