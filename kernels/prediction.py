@@ -38,12 +38,13 @@ ASSUMED: dict[tuple[str, str], Trips] = {
     ("mix_kernels.py", "tl.range(0, taps_y, num_stages=1)"): lambda given: given["taps_y"],
     ("classify_pixels.py", "index < latest"): 0.0,  # words are in the order of their classes
     ("classify_pixels.py", "tl.min(finite.to(tl.int32)) == 0"): 0.0,  # logits are finite, and not far apart
-    ("component_statistics.py", "range(ROUNDS)"): 1.5,
-    ("component_statistics.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
-    ("component_statistics.py", "tl.max(rest.to(tl.int32), axis=0) > 0"): 0.1,
-    ("connected_components.py", "tl.max(active.to(tl.int32)) > 0"): 1.0,
-    ("connected_components.py", "range(0, most, NODES)"): 1.0,
-    ("connected_components.py", "first < blocks"): lambda given: -(-given["blocks"] // given["BLOCK"]),
+    ("statistics_kernels.py", "uniform"): 0.5,
+    ("statistics_kernels.py", "uniform == 0"): 0.5,
+    ("statistics_kernels.py", "(one < NONE) & (rounds < ROUNDS)"): 2.0,
+    ("statistics_kernels.py", "tl.max(beyond - image, axis=0) > 0"): 1.0,
+    ("statistics_kernels.py", "one < NONE"): 0.2,  # of the other half
+    ("labelling_kernels.py", "tl.max(active.to(tl.int32)) > 0"): 1.0,
+    ("labelling_kernels.py", "range(0, most, NODES)"): 1.0,
     ("merge_kernels.py", "range(first, last, REGIONS)"): lambda given: -(-_regions(given) // given["REGIONS"]),
     ("merge_kernels.py", "range(top // STRIP, bottom // STRIP + 1)"): 2.0,
     ("merge_kernels.py", "range(first_strip, tl.minimum(first_strip + STRIPS, strips))"): lambda given: given["STRIPS"],
@@ -58,9 +59,8 @@ KINDS: dict[tuple[str, str], Callable[[dict[str, Any]], float]] = {
     ("affinity_kernels.py", "live"): lambda given: _squares(given) / (_squares(given) + _squares(given) % 2),
     ("affinity_kernels.py", "SYMMETRIC and i_tile // RATIO != j_tile"): lambda given: 1 - 2 / (_squares(given) + 1),
 }
-# Kernels whose loads hit L1 but for the first time: of them L2 gives every element once. `_merge_kernel` of the
-# components reads a pixel's class for its neighbours too; its look-ups, which pass by L1, are few.
-L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "merge_masks_kernel", "_merge_kernel")
+# Kernels whose loads hit L1 but for the first time: of them L2 gives every element once.
+L1 = ("_classify_pixels_kernel", "_class_scores_kernel", "merge_masks_kernel")
 # Loads that hit L1 but for the first time, by file and text of the line, and the share that L2 gives: a program that
 # folds reads every position of a map twice as fine for 4 of 16 taps, and tables of a few hundred numbers.
 OF_L1: dict[tuple[str, str], float] = {
@@ -78,11 +78,13 @@ FIRST = (("mix_kernels.py", "row_sum = _folded_row(\n"),)
 ONE_SECTOR = (
     ("spatial_entropy.py", "tl.load(fact"),
     ("spatial_entropy.py", "tl.store(fact"),
-    ("component_statistics.py", "_record(\n"),
-    ("component_statistics.py", "count + image"),
-    ("component_statistics.py", "end + image"),
-    ("connected_components.py", "parent +"),
-    ("connected_components.py", "block_roots +"),
+    ("statistics_kernels.py", "_record(state, one,"),
+    ("statistics_kernels.py", "count + image"),
+    ("statistics_kernels.py", "end + image"),
+    ("labelling_kernels.py", "parent +"),
+    ("labelling_kernels.py", "start +"),
+    ("labelling_kernels.py", "found +"),
+    ("labelling_kernels.py", "of_group +"),
 )
 SECTOR = 32
 

@@ -149,7 +149,7 @@ def _components(height: int, width: int) -> Workload:
 
 # The part of a tensor that a launch reads: of every pixel its own class, of a map's scores the live tiles' classes.
 READ = {
-    ("_measure_kernel", "scores"): lambda scores: 1 / scores.shape[1],
+    ("measure_kernel", "scores"): lambda scores: 1 / scores.shape[1],
     ("merge_masks_kernel", "scores"): lambda _: LIVE,
 }
 

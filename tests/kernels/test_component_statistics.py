@@ -208,7 +208,7 @@ def test_sizes_compile_nothing(dtype):
             scores = scores[:, :, :, step % 2 :] if width > 1 else scores
             labels = torch.zeros((batch, height, scores.shape[3]), dtype=torch.int32)
             component_statistics.launch_measure(labels, labels, scores, labels[:, 0, 0], 1 + 7 * step)
-    assert sorted(launch.kernel for launch in launches) == ["_measure_kernel", "_report_kernel"]
+    assert sorted(launch.kernel for launch in launches) == ["measure_kernel", "report_kernel"]
     assert set(launches) <= compiled("component_statistics", 90)
 
 
