@@ -77,7 +77,7 @@ def test_ordered_levels_weigh_more():
 
 def test_plain_hierarchy_is_the_weighted_sum():
     maps, scores = maps_of(3), torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]])
-    method = get_method("s2clip", progressive=False)
+    method = get_method("s2clip-source", progressive=False)
     weights = scores.softmax(1)
     expected = sum(weights[:, level, None, None, None] * maps[level] for level in range(3))
     torch.testing.assert_close(hierarchical_tokens(torch.stack(maps), scores, method), expected)
@@ -85,7 +85,7 @@ def test_plain_hierarchy_is_the_weighted_sum():
 
 def test_progressive_levels_see_no_deeper_one():
     """The first level is smoothed by itself alone, the second by the first two: deeper maps do not reach back."""
-    maps, scores, method = maps_of(3), torch.zeros(2, 3), METHODS["s2clip"]
+    maps, scores, method = maps_of(3), torch.zeros(2, 3), METHODS["s2clip-source"]
     smooth = {"beta": method.beta, "gamma": method.gamma}
     expected = (
         ops.affinity_attention(maps[0], maps[0], **smooth)
@@ -97,7 +97,7 @@ def test_progressive_levels_see_no_deeper_one():
 
 def test_a_level_that_all_but_vanishes_is_no_nan():
     maps, scores = maps_of(3), torch.tensor([[-1e4, 0.0, -1e4], [0.0, -1e4, -1e4]])
-    tokens = hierarchical_tokens(torch.stack(maps), scores, METHODS["s2clip"])
+    tokens = hierarchical_tokens(torch.stack(maps), scores, METHODS["s2clip-source"])
     assert tokens.isfinite().all()
 
 

@@ -34,23 +34,24 @@ def half(*shape):
     return torch.empty(shape, dtype=torch.float16, device="meta")
 
 
-def test_s2clip_launches_12_kernels_for_a_voc_picture(grids):
-    """85 when every level recomputed the similarities of those before it: 2 for entropy and 3 for the levels' affinity,
-    2 for recombination, 4 for the fusion, 1 for the decision."""
-    method = METHODS["s2clip"]
+@pytest.mark.parametrize(("name", "smoothing", "total"), [("s2clip", 0, 8), ("s2clip-source", 3, 12)])
+def test_a_method_with_levels_launches_few_kernels_for_a_voc_picture(name, smoothing, total, grids):
+    """2 for entropy and 2 for recombination, 3 for the fusion and 1 more where the levels have a share, 1 for the
+    decision; the progression was 75 when every level recomputed the similarities of those before it."""
+    method = METHODS[name]
     assert method.uses_levels
     levels = half(7, WINDOWS, 1 + TOKENS, WIDTH)
     maps = levels[:, :, 1:].unflatten(2, GRID)
     scores = level_scores(maps, method.tau)
     hierarchical_tokens(maps, scores, method)
-    assert len(grids) == 5
+    assert len(grids) == 2 + smoothing
     query = half(WINDOWS, 12, 1 + TOKENS, 64)
     for _ in range(2):
         ops.recombined_attention(query, query, query, terms=method.terms)
     aggregate(maps[0], half(WINDOWS, *FINE, WIDTH), maps, scores.softmax(1), method)
     words = torch.empty(21, dtype=torch.int64, device="meta")
     classify_pixels.launch(half(1, 21, 42, 56), (375, 500), 40.0, words, 21, 0.0, 0)
-    assert len(grids) == 12
+    assert len(grids) == total
 
 
 def test_proxyclip_launches_4_kernels_for_a_voc_picture(grids):

@@ -1,6 +1,7 @@
 """Every method against a dense re-statement of its paper's mathematics: no ops, one head and one picture at a time."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -17,7 +18,7 @@ from s2clip.published.catalogue import METHODS, get_method
 TOLERANCE = 8 * torch.finfo(torch.float32).eps
 """The models run in fp64; the Gaussian bias and the levels' weights are fp32 on both sides."""
 GRID = (6, 10)
-NAMES = ("clip", "maskclip", "sclip", "clearclip", "naclip", "proxyclip", "s2clip")
+NAMES = ("clip", "maskclip", "sclip", "clearclip", "naclip", "proxyclip", "s2clip", "s2clip-source")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def entropy(patches):
     return float(-(p * p.log()).sum(1).mean())
 
 
-def dense_s2clip(clip, image, vfm, share=METHODS["s2clip"].vfm_weight):
+def dense_levels(clip, image, vfm, method):
+    """s2clip and s2clip-source, by the method's λ, μ and `progressive`."""
     states, block = token_states(clip, image), DenseBlock(clip.blocks[-1])
     levels = [states[l] for l in range(math.ceil(LAYERS / 3), LAYERS - 1)]  # noqa: E741
     patches = [level[1:] for level in levels]
@@ -97,19 +99,24 @@ def dense_s2clip(clip, image, vfm, share=METHODS["s2clip"].vfm_weight):
     for l, (level, weight) in enumerate(zip(levels, omega, strict=True)):  # noqa: E741
         known = omega[: l + 1] / omega[: l + 1].sum()
         smoothing = mean_shift(sum(w * cosine_matrix(p) for w, p in zip(known, patches[: l + 1], strict=True)))
-        hierarchy = hierarchy + weight * torch.cat([level[:1], smoothing @ level[1:]])
+        smoothed = smoothing @ level[1:] if method.progressive else level[1:]
+        hierarchy = hierarchy + weight * torch.cat([level[:1], smoothed])
 
     def recombined(tokens):
         terms = [softmaxed(block, tokens, term) for term in ("kk", "vv")]
         return block.mix(tokens, [sum(per_head) / 2 for per_head in zip(*terms, strict=True)])[1:]
 
-    value = recombined(states[-1]) + recombined(hierarchy)
+    value = recombined(states[-1]) + method.mu * recombined(hierarchy)
     features = vfm.features(image[None])[0]
-    size = tuple(features.shape[:2])
+    size, share = tuple(features.shape[:2]), method.vfm_weight
     similarity = share * cosine_matrix(features.flatten(0, 1))
     for weight, p in zip(omega, patches, strict=True):
         similarity = similarity + (1 - share) * weight * cosine_matrix(as_columns(p, GRID, size))
     return mean_shift(similarity) @ as_columns(value, GRID, size)
+
+
+DENSE = {name: globals().get(f"dense_{name}") for name in NAMES}
+DENSE |= {name: functools.partial(dense_levels, method=METHODS[name]) for name in ("s2clip", "s2clip-source")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,7 +124,7 @@ def test_agrees_with_the_dense_restatement(name, clip, vfm, images):
     method = METHODS[name]
     with torch.inference_mode():
         features = patch_features(images, method, clip, vfm if method.uses_vfm else None)
-        expected = torch.stack([globals()[f"dense_{name}"](clip, image, vfm) for image in images])
+        expected = torch.stack([DENSE[name](clip, image, vfm) for image in images])
         actual = features.flatten(2).mT
         assert actual.shape == expected.shape
         assert features.shape[2:] == ((12, 20) if method.uses_vfm else GRID)
@@ -182,9 +189,9 @@ def test_vfm_folding_is_the_papers_order(clip, vfm, images):
     ids=str,
 )
 def test_every_choice_of_s2clip_can_be_changed_and_matters(fields, clip, vfm, images):
-    method = get_method("s2clip", **fields)
+    method = get_method("s2clip-source", **fields)
     with torch.inference_mode():
-        plain = patch_features(images, METHODS["s2clip"], clip, vfm)
+        plain = patch_features(images, METHODS["s2clip-source"], clip, vfm)
         other = patch_features(images, method, clip, vfm if method.uses_vfm else None)
     assert other.shape[2:] == ((12, 20) if method.uses_vfm else GRID)
     assert other.isfinite().all()

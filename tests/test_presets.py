@@ -138,7 +138,7 @@ def test_published_words_may_stand_in_two_classes():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"method: expected one of clip, maskclip, .*, s2clip, received 'lavg'"):
+    with pytest.raises(ValueError, match=r"method: expected one of clip, maskclip, .*, s2clip-source, received 'lavg'"):
         preset("lavg", "voc21")
     with pytest.raises(ValueError, match="dataset: expected one of voc21"):
         preset("clip", "scenes")

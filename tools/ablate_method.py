@@ -1,6 +1,6 @@
-"""What each choice of s2clip is worth on scenes, one changed at a time: `python tools/ablate_method.py [--limit 48]`.
+"""What the choices of s2clip-source are worth on scenes, one at a time: `python tools/ablate_method.py [--limit 48]`.
 
-Prints the table of docs/scenes.md. The scenes are not those of its method table: the choices were settled here.
+Prints the table of docs/scenes.md, on other scenes than its method table. `settle_method.py` settles s2clip by more.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s2clip.published.catalogue import METHODS, get_method
 
 WITHOUT_LEVELS = {"levels": (), "mu": 0.0}
 VARIANTS = (
-    ("as shipped", {}),
+    ("nothing changed", {}),
     ("no affinity at the end (λ none)", {"vfm_weight": None}),
     ("no levels, no affinity: recombination alone", {**WITHOUT_LEVELS, "vfm_weight": None}),
     ("no levels, DINO affinity alone (λ 1)", {**WITHOUT_LEVELS, "vfm_weight": 1.0}),
@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=48, help="number of scenes")
     arguments = parser.parse_args()
     clip, vfm = load_clip("tiny"), load_vfm("tiny-dino")
-    shipped = RECIPES["tiny"].adapt(METHODS["s2clip"])
+    shipped = RECIPES["tiny"].adapt(METHODS["s2clip-source"])
     seeds = range(arguments.first, arguments.first + arguments.limit)
-    print("| s2clip with | mIoU |\n|---|---|")
+    print("| s2clip-source with | mIoU |\n|---|---|")
     for name, fields in VARIANTS:
         segmenter = Segmenter(clip, vfm=vfm, method=get_method(shipped, **fields))
         print(f"| {name} | {evaluate([segmenter], seeds)[0]['miou']:.1f} |", flush=True)

@@ -15,7 +15,8 @@ from s2clip import Segmenter
 from s2clip.pictures.windows import nearest
 from s2clip.scenes import CLASSES, FIRST_TRAINING_SEED, generate
 
-TURNS = ("s2clip", "naclip", "s2clip", "clip", "proxyclip", "naclip", "s2clip", "maskclip", "sclip", "s2clip")
+SOURCE = "s2clip-source"  # the method that the released SAM learnt from
+TURNS = (SOURCE, "naclip", SOURCE, "clip", "proxyclip", "naclip", SOURCE, "maskclip", "sclip", SOURCE)
 HALF = (48, 64)
 
 

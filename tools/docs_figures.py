@@ -31,7 +31,7 @@ from s2clip.backbones.vfm import load_vfm
 from s2clip.files import whole_file
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-METHODS = ("clip", "naclip", "s2clip")
+METHODS = ("clip", "naclip", "s2clip-source")
 VFMS = ("tiny-dino", "sam-tiny")
 SCENE = 24  # a boat and a balloon of one palette, a house, sand, grass, sky
 PLACE = (64, 70)  # x, y of a pixel of its sand
@@ -89,9 +89,9 @@ def closest(one) -> str:
 def draw_features(segmenter: Segmenter) -> None:
     picture = scene_pictures(SCENE + 1).load(SCENE)
     vfms = {segmenter.vfm.name: segmenter.vfm}
-    names = ["2", "4", "qk", "qq", "kk", "vv", *vfms, "s2clip"]
+    names = ["2", "4", "qk", "qq", "kk", "vv", *vfms, "s2clip-source"]
     views = [parse_view(name, segmenter.clip) for name in names]
-    maps = feature_maps(picture.pixels, views, segmenter.clip, vfms, {"s2clip": segmenter}, short_side=96)
+    maps = feature_maps(picture.pixels, views, segmenter.clip, vfms, {"s2clip-source": segmenter}, short_side=96)
     colours = {one.name: principal_colours([one.features])[0] for one in maps}
     write("colours", colours_figure(picture.pixels, colours))
     size = tuple(picture.pixels.shape[1:])
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="scenes for each analysis (default 100)")
     count = parser.parse_args().limit
     segmenters = {name: Segmenter.from_pretrained("tiny", method=name).set_classes(scenes.CLASSES) for name in METHODS}
-    whole = segmenters["s2clip"]
+    whole = segmenters["s2clip-source"]
     draw_features(whole)
     tables = draw_entropy(count, whole) | draw_consistency(count, whole)
     tables |= draw_separability(count, segmenters) | draw_failures(count, whole)

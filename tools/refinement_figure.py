@@ -46,7 +46,9 @@ def grid(rows: list[list[Image.Image]]) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=["naclip:7", "naclip:4", "s2clip:6"], metavar="METHOD:SCENE")
+    parser.add_argument(
+        "--rows", nargs="+", default=["naclip:7", "naclip:4", "s2clip-source:6"], metavar="METHOD:SCENE"
+    )
     parser.add_argument("--output", type=Path, default=FIGURE)
     options = parser.parse_args()
     rows = []

@@ -133,7 +133,16 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="s2clip",
-            source="s2clip: levels weighted by entropy, recombined attention, CLIP-VFM affinity; docs/scenes.md",
+            source="s2clip-source with what it leaves open settled on scenes: docs/scenes.md",
+            terms=("kk", "vv"),
+            levels="middle",
+            mu=2.0,
+            progressive=False,
+            vfm_weight=1.0,
+        ),
+        Method(
+            name="s2clip-source",
+            source="the outline of s2clip's source: levels weighted by entropy, progressive, CLIP-VFM affinity",
             terms=("kk", "vv"),
             levels="middle",
             vfm_weight=0.5,
