@@ -97,7 +97,7 @@ def test_json_is_one_object(run, tmp_path):
         (["--classes-file", "no.txt"], "no.txt: No such file"),
         (["--classes-file", "a.png"], "not UTF-8"),
         (["--classes", "sky", "--model", "ViT-X"], "tiny, ViT-B-16, ViT-L-14, ViT-H-14"),
-        (["--classes", "sky", "--method", "magic"], "s2clip, received 'magic'"),
+        (["--classes", "sky", "--method", "magic"], "s2clip-source, received 'magic'"),
         (["--classes", "sky", "--vfm", "dino-x"], "dino-b8"),
         (["--classes", "sky", "--refine", "magic"], "none"),
         (["--classes", "sky", "--threshold", "2", "--background", "sky"], "threshold"),
