@@ -22,8 +22,8 @@ SILENT = ("aten::empty", "aten::detach", "aten::_unsafe_view", "aten::_local_sca
 OUR_LAUNCHES = {
     "recombined_attention": lambda given: 1,
     "progressive_affinity": lambda given: 7,
-    "affinity_attention": lambda given: 3 + len(given[0]),
-    "spatial_entropy": lambda given: 3,
+    "affinity_attention": lambda given: 2 + len(given[0]),
+    "spatial_entropy": lambda given: 2,
     "classify_pixels": lambda given: 1,
 }
 
