@@ -28,6 +28,7 @@ test: .venv/stamp
 
 test-slow: .venv/stamp
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow tests/kernels
 
 test-kernels: .venv/stamp
 	$(PYTEST) tests/kernels

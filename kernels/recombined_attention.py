@@ -73,11 +73,15 @@ def configuration(
     if head_dim > 80:
         whole = head_dim & (head_dim - 1) == 0  # a head that ends inside a tile pays for masks with registers
         return Configuration(128, 32, 8, 1 if has_bias and not whole else 2)
-    # 64 keys beside a bias spill 8 to 16 bytes on sm_80, and on sm_86 and 89 under Triton 3.7; wide heads on sm_80.
-    narrow = (has_bias and arch in (80, 86, 89)) or (head_dim > 64 and arch == 80)
+    # 64 keys beside a bias spill 8 to 16 bytes on sm_80, on sm_86 and 89 under Triton 3.7, small heads on sm_120; wide
+    # heads on sm_80.
+    narrow = has_bias and (arch in (80, 86, 89) or (head_dim < 64 and arch == 120))
+    narrow = narrow or (head_dim > 64 and arch == 80)
     block_n = 64 if terms == 1 and not narrow else 32
     if terms == 2 and head_dim > 64 and arch in (86, 89):
         block_n = 16  # Triton 3.6 spills 24 bytes at 32
+    if has_bias and head_dim == 72 and arch in (86, 89):
+        block_n = 16  # its second tile of channels is half empty: 8 bytes at 32
     # Eight warps share a tile of keys; with fewer tokens the blocks would be too few for 132 SMs.
     wide = arch == 90 and (tokens > 1024 or has_bias)
     if arch == 90 and terms == 2 and head_dim <= 64:  # sums are rescaled half as often; three terms would spill
@@ -90,9 +94,11 @@ def few(arch: int, head_dim: int, dtype: torch.dtype, tokens: int, block_m: int,
 
     577 tokens are nine tiles and a sixteenth, not ten: the last costs a quarter. 4097 on 128 SMs are six rounds, not
     seven. On sm_90 products take at least 64 rows. Wider heads and a bias leave no registers for a second path, nor
-    does sm_80 under Triton 3.6, where one term in fp32 spilled 16 bytes.
+    does sm_80 under Triton 3.6, where one term in fp32 spilled 16 bytes; smaller heads, which no released model has,
+    spilled 8 on sm_86 and 89.
     """
-    fits = arch not in (80, 90) and head_dim <= 64 and dtype != torch.float32 and not has_bias
+    known = head_dim == 64 or (arch == 0 and head_dim < 64)
+    fits = known and arch not in (80, 90) and dtype != torch.float32 and not has_bias
     return FEW if fits and 1 <= tokens % block_m <= FEW < block_m < tokens else 0
 
 
