@@ -253,7 +253,8 @@ def relabel_kernel(
     own = sums + image * (programs + groups + 2)
     of_group = own + programs
     refused = tl.load(of_group + groups + 1, mask=row < rows, other=0) > 0  # a class id below 0
-    head = (row < rows) & (row % height == 0) & (tl.program_id(0) % tl.cdiv(width, BLOCK) == 0)
+    # One comparison of a sum: Triton 3.9's interpreter takes no mask of a tensor & a scalar.
+    head = (row < rows) & (row % height + tl.program_id(0) % tl.cdiv(width, BLOCK) == 0)
     everything = tl.load(of_group + groups, mask=head, other=0)
     tl.store(count + image, tl.where(refused, -1, everything), mask=head)
 
